@@ -1,0 +1,93 @@
+"""Trains SeqTrack: `python ray_jobs/train.py --config configs/demo.yaml [KEY=VALUE …]`.
+
+Joins the Ray cluster at RAY_ADDRESS, or one already running on this machine, or starts one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from pathlib import Path
+
+from ray.train import Checkpoint
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from seqtrack.config import Config, ConfigError, load_config, parse_config, setting_docs
+from seqtrack.data.lasot import DataError
+from seqtrack.training.state import CheckpointError, read_meta
+from seqtrack.training.trainer import Outcome, run_training
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    if options.settings:
+        for key, default, meaning in setting_docs():
+            print(f"{key} = {default}\n    {meaning}")
+        return 0
+    try:
+        config = read_settings(options)
+        outcome = run_training(config, options.resume_from)
+    except (ConfigError, DataError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingFailedError as error:
+        print(f"error: {explain_failure(error)}", file=sys.stderr)
+        return 1
+    print_outcome(outcome)
+    return 0
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train SeqTrack on Ray.")
+    parser.add_argument("--config", metavar="FILE", help="settings as YAML (see configs/)")
+    parser.add_argument("--resume-from", metavar="PATH", help="go on from this checkpoint: a folder or URI")
+    parser.add_argument("--settings", action="store_true", help="list every setting, its default and meaning")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
+    options = parser.parse_args(arguments)
+    if not (options.config or options.resume_from or options.settings):
+        parser.error("--config FILE is needed, or --resume-from PATH, which brings its own settings")
+    return options
+
+
+def read_settings(options: argparse.Namespace) -> Config:
+    """The settings of the run: from the file, else from the checkpoint that it resumes."""
+    if options.config:
+        config, stem = load_config(options.config, options.overrides), Path(options.config).stem
+    else:
+        with Checkpoint(options.resume_from).as_directory() as directory:
+            values = read_meta(Path(directory))["config"]
+        stem = str(values["RUN"].pop("NAME")) + "-resumed"
+        config = parse_config(values, f"{options.resume_from}/meta.json").with_overrides(options.overrides)
+    if config.RUN.NAME is None:
+        config = config.with_settings({"RUN.NAME": f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"})
+    return config
+
+
+def explain_failure(error: TrainingFailedError) -> str:
+    """The workers' own errors, without the layers that carried them here."""
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    if not failures:
+        return str(error)
+    return "\n".join(sorted({f"training failed: {failure}" for failure in failures.values()}))
+
+
+def print_outcome(outcome: Outcome) -> None:
+    if outcome.history:
+        first, last = outcome.history[0], outcome.history[-1]
+        print(
+            f"\nFinished. Loss {first['loss']:.4f} -> {last['loss']:.4f}, "
+            f"IoU {first['iou']:.4f} -> {last['iou']:.4f} (epoch {first['epoch']} -> {last['epoch']})"
+        )
+    print(f"Checkpoints and log:  {outcome.folder}")
+    if outcome.last_checkpoint is not None and outcome.history:
+        epochs = int(outcome.history[-1]["epoch"])
+        print(
+            f"Train on:             python ray_jobs/train.py --resume-from {outcome.last_checkpoint.path} "
+            f"TRAIN.EPOCH={2 * epochs}"
+        )
+    print(f"Look at the curves:   mlflow ui --backend-store-uri {outcome.tracking_uri}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

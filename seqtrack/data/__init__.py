@@ -1,0 +1,1 @@
+"""From LaSOT folders to batches: index, draws, crops, stream."""

@@ -1,0 +1,136 @@
+"""From frames and boxes to crops: jitter, cut-out, resize, and the box inside the crop.
+
+Boxes are NumPy float32 `xywh` in pixels. Coordinates are computed in float32 in the published order of operations, so
+that they agree with the published implementation to the last bits. Pixels stay uint8; brightness and normalisation
+happen on the training device (`seqtrack.training.optimization.prepare_images`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from seqtrack.config import DataConfig, SearchConfig
+from seqtrack.data.sampling import Draws
+
+Box = NDArray[np.float32]
+Image = NDArray[np.uint8]
+
+
+class BrokenFrame(Exception):
+    """A frame that cannot be read; the message names the file and says why."""
+
+
+class Region(NamedTuple):
+    """A square of the frame in whole pixels. It may reach beyond the frame."""
+
+    left: int
+    top: int
+    side: int
+
+
+class Sample(NamedTuple):
+    """One triplet: the crops and the search target."""
+
+    template: Image
+    """(T, h, w, 3) RGB."""
+    search: Image
+    """(H, W, 3) RGB."""
+    box_xywh: Box
+    """(4,) the target in the search crop, normalised to it."""
+    brightness: NDArray[np.float32]
+    """(T + 1,) factor for each crop, templates first, still to be applied."""
+
+
+def decode_jpeg(data: bytes) -> Image:
+    """JPEG bytes -> (H, W, 3) RGB. Raises ValueError where OpenCV cannot decode them."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    if image is None:
+        raise ValueError("not a decodable image")
+    return image  # type: ignore[return-value]
+
+
+def jitter_box(box_xywh: Box, normal: Sequence[float], uniform: Sequence[float], settings: SearchConfig) -> Box:
+    """The box that the crop is cut around: size × exp(normal · SCALE_JITTER), centre shifted by CENTER_JITTER.
+
+    `normal`, `uniform`: two standard normal and two U(0, 1) draws.
+    """
+    size = box_xywh[2:] * np.exp(np.asarray(normal, np.float32) * np.float32(settings.SCALE_JITTER))
+    max_offset = np.sqrt(size.prod(dtype=np.float32)) * np.float32(settings.CENTER_JITTER)
+    centre = box_xywh[:2] + np.float32(0.5) * box_xywh[2:]
+    centre = centre + max_offset * (np.asarray(uniform, np.float32) - np.float32(0.5))
+    return np.concatenate((centre - np.float32(0.5) * size, size)).astype(np.float32)
+
+
+def crop_region(box_xywh: Box, factor: float) -> Region:
+    """The square of side ceil(sqrt(w·h) · factor) around the box's centre."""
+    x, y, w, h = (float(value) for value in box_xywh)
+    side = math.ceil(math.sqrt(w * h) * factor)
+    return Region(left=round(x + 0.5 * w - side * 0.5), top=round(y + 0.5 * h - side * 0.5), side=side)
+
+
+def crop_image(frame: Image, region: Region, size: int, grayscale: bool = False) -> Image:
+    """Cuts the region out of (H, W, 3), black outside the frame, and resizes it to (size, size, 3).
+
+    Where the region passes the right or bottom edge, the frame's last column or row is black too: the published
+    implementation pads one pixel more than is missing there.
+    """
+    height, width = frame.shape[:2]
+    left, top, side = region
+    right, bottom = left + side, top + side
+    x0, y0 = max(left, 0), max(top, 0)
+    x1 = width - 1 if right >= width else right
+    y1 = height - 1 if bottom >= height else bottom
+    square = np.zeros((side, side, 3), np.uint8)
+    if x1 > x0 and y1 > y0:
+        square[y0 - top : y1 - top, x0 - left : x1 - left] = frame[y0:y1, x0:x1]
+    if grayscale:  # before the resize, as published; the two do not commute to the last bit
+        square = np.repeat(cv2.cvtColor(square, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    return cv2.resize(square, (size, size))  # type: ignore[return-value]  # bilinear
+
+
+def box_in_crop(box_xywh: Box, crop_box_xywh: Box, region: Region, size: int) -> Box:
+    """The box in the coordinates of the crop around `crop_box_xywh`, divided by size - 1."""
+    scale = np.float32(size / region.side)
+    half = np.float32(0.5)
+    crop_centre = crop_box_xywh[:2] + half * crop_box_xywh[2:]
+    centre = np.float32((size - 1) / 2) + (box_xywh[:2] + half * box_xywh[2:] - crop_centre) * scale
+    extent = box_xywh[2:] * scale
+    return (np.concatenate((centre - half * extent, extent)) / np.float32(size - 1)).astype(np.float32)
+
+
+def cut_sample(
+    draws: Draws, boxes_xywh: Box, read_frame: Callable[[int], Image], settings: DataConfig
+) -> Sample | None:
+    """Makes the sample that `draws` describes, or None where a crop would be smaller than a pixel.
+
+    `boxes_xywh`: (F, 4) of the drawn sequence. `read_frame(number)` gives frame `number` (from 0) as RGB or raises
+    BrokenFrame.
+    """
+    frames = len(draws.frames)
+    sections: list[SearchConfig] = [settings.TEMPLATE] * (frames - 1) + [settings.SEARCH]
+    crops: list[Image] = []
+    box_xywh = np.zeros(4, np.float32)
+    for position, (number, section) in enumerate(zip(draws.frames, sections, strict=True)):
+        image = read_frame(number)
+        target = boxes_xywh[number]
+        if draws.joint_flip:
+            # x -> (W - 1) - x on both corners: the new left edge is the old right one.
+            target = target.copy()
+            target[0] = np.float32(image.shape[1] - 1) - (target[0] + target[2])
+        crop_box = jitter_box(target, draws.normal[position], draws.uniform[position], section)
+        region = crop_region(crop_box, section.FACTOR)
+        if region.side < 1:
+            return None
+        crop = crop_image(image[:, ::-1] if draws.joint_flip else image, region, section.SIZE, draws.grayscale)
+        box_xywh = box_in_crop(target, crop_box, region, section.SIZE)
+        if draws.flips[position]:
+            crop = crop[:, ::-1]
+            box_xywh[0] = np.float32(1) - box_xywh[0] - box_xywh[2]
+        crops.append(crop)
+    return Sample(np.stack(crops[:-1]), np.ascontiguousarray(crops[-1]), box_xywh, draws.brightness)

@@ -1,0 +1,68 @@
+"""Sample number -> finished triplet: draws, frames, crops, and another draw where a frame is broken.
+
+This is the whole data path without Ray; `stream.py` runs it in many processes at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqtrack.config import Config, DataConfig
+from seqtrack.data.crops import BrokenFrame, Image, Sample, cut_sample, decode_jpeg
+from seqtrack.data.lasot import DataError, FrameIndex, Root, read_bytes
+from seqtrack.data.sampling import draw_sample, usable_sequences
+
+MAX_ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class TripletSource:
+    """Makes any sample of a run by its number, in any process, in any order."""
+
+    index: FrameIndex
+    root: Root
+    settings: DataConfig
+    seed: int
+    usable: NDArray[np.int64]
+
+    @classmethod
+    def from_config(cls, config: Config, index: FrameIndex, root: Root) -> TripletSource:
+        """Raises DataError if no sequence is long and visible enough to draw from."""
+        usable = usable_sequences(index, config.DATA)
+        if not len(usable):
+            raise DataError(
+                f"{root.path}: none of the {len(index.names)} sequences has 20 frames and enough of them visible"
+            )
+        return cls(index, root, config.DATA, config.SEED, usable)
+
+    def sample(self, number: int) -> tuple[Sample, list[str]]:
+        """Sample `number` (from 0, over the whole run), and one line for each broken frame met on the way.
+
+        Raises DataError after 100 draws without a valid sample.
+        """
+        problems: list[str] = []
+        for attempt in range(MAX_ATTEMPTS):
+            draws = draw_sample(self.index, self.usable, self.seed, number, attempt, self.settings)
+            boxes = self.index.boxes_xywh(draws.sequence)
+            try:
+                sample = cut_sample(draws, boxes, partial(self._read_frame, draws.sequence), self.settings)
+            except BrokenFrame as problem:
+                problems.append(str(problem))
+                continue
+            if sample is not None:
+                return sample, problems
+        seen = f"; broken frames: {'; '.join(problems[:5])}" if problems else ""
+        raise DataError(f"sample {number}: no valid draw in {MAX_ATTEMPTS} attempts{seen}")
+
+    def _read_frame(self, sequence: int, frame: int) -> Image:
+        path = self.index.frame_path(sequence, frame)
+        try:
+            return decode_jpeg(read_bytes(self.root, path))
+        except FileNotFoundError as error:
+            raise BrokenFrame(f"{path} is missing") from error
+        except (OSError, ValueError) as error:
+            raise BrokenFrame(f"{path} cannot be read ({error})") from error

@@ -1,0 +1,1 @@
+"""The network: encoder, decoder, and the two together."""

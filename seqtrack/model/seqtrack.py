@@ -1,0 +1,143 @@
+"""SeqTrack: images in, a box as a sentence of tokens out (CVPR 2023, arXiv 2304.14394)."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seqtrack import boxes
+from seqtrack.config import Config
+from seqtrack.model.decoder import Decoder, Mlp, sinusoid_positions
+from seqtrack.model.encoder import VIT_SIZES, Encoder, VisionTransformer
+from seqtrack.tokens import SeqFormat, decoder_target, vocabulary_size
+
+FeatureType = Literal["x", "xz", "token"]
+
+
+class Generated(NamedTuple):
+    """What `SeqTrack.generate` wrote."""
+
+    tokens: Tensor
+    """(B, 4) int64 coordinate tokens."""
+    confidence: Tensor
+    """(B, 4) probability of each, windowed if a window was given."""
+
+
+class SeqTrack(nn.Module):
+    """Encoder, bottleneck, decoder and vocabulary head. Parameter names are those of the published checkpoints."""
+
+    def __init__(
+        self,
+        body: VisionTransformer,
+        num_templates: int,
+        feature_type: FeatureType,
+        seq_format: SeqFormat,
+        hidden_dim: int,
+        bins: int,
+        decoder_layers: int,
+        heads: int,
+        feedforward: int,
+        dropout: float = 0.1,
+        pre_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.bins = bins
+        self.feature_type = feature_type
+        self.seq_format = seq_format
+        vocabulary = vocabulary_size(bins)
+        width = body.norm.normalized_shape[0]
+        num_features = {
+            "x": body.num_search,
+            "xz": body.num_search + num_templates * body.num_template,
+            "token": 1,
+        }[feature_type]
+        # Positions count from 1; the single mean token has position 0, as published.
+        first_position = 0 if feature_type == "token" else 1
+        self.pos_embed = nn.Parameter(sinusoid_positions(first_position, num_features, hidden_dim))
+        self.encoder = Encoder(body)
+        self.bottleneck = nn.Linear(width, hidden_dim) if width != hidden_dim else nn.Identity()
+        self.decoder = Decoder(vocabulary, hidden_dim, decoder_layers, heads, feedforward, dropout, pre_norm)
+        self.vocab_embed = Mlp(hidden_dim, vocabulary, layers=3)
+
+    def forward(self, template: Tensor, search: Tensor, tokens: Tensor) -> Tensor:
+        """Teacher-forced logits: (B, T, 3, h, w), (B, 3, H, W), (B, L) decoder input -> (B, L, vocabulary)."""
+        return self._decode(self.encode(template, search), tokens)
+
+    def encode(self, template: Tensor, search: Tensor) -> Tensor:
+        """Images -> the (B, N, HIDDEN_DIM) features that the decoder reads, N by FEATURE_TYPE."""
+        features_BNC = self.encoder(template, search)
+        if self.feature_type == "x":
+            features_BNC = features_BNC[:, : self.encoder.body.num_search]
+        elif self.feature_type == "token":
+            features_BNC = features_BNC.mean(dim=1, keepdim=True)
+        return self.bottleneck(features_BNC)
+
+    @torch.no_grad()
+    def generate(self, template: Tensor, search: Tensor, window: Tensor | None = None) -> Generated:
+        """Writes the box greedily, one coordinate token after another.
+
+        `window`: (bins,) weights of the probabilities of the two centre tokens, for tracking.
+        """
+        windowed = (2, 3) if self.seq_format == "whxy" else (0, 1)  # corners: the first two, as published
+        memory_BND = self.encode(template, search)
+        tokens = torch.full((len(search), 1), self.bins + 1, dtype=torch.int64, device=search.device)
+        confidence = []
+        for position in range(4):
+            logits = self._decode(memory_BND, tokens)[:, -1]
+            probabilities = logits.float().softmax(-1)[:, : self.bins]
+            if window is not None and position in windowed:
+                probabilities = probabilities * window
+            best, token = probabilities.max(dim=-1)
+            confidence.append(best)
+            tokens = torch.cat((tokens, token[:, None]), dim=1)
+        return Generated(tokens[:, 1:], torch.stack(confidence, dim=1))
+
+    def _decode(self, memory_BND: Tensor, tokens: Tensor) -> Tensor:
+        return self.vocab_embed(self.decoder(tokens, memory_BND, self.pos_embed))
+
+
+def build_model(config: Config) -> SeqTrack:
+    """The model that the settings describe, with random weights drawn from torch's global generator."""
+    encoder, decoder = config.MODEL.ENCODER, config.MODEL.DECODER
+    return SeqTrack(
+        VisionTransformer(
+            VIT_SIZES[encoder.TYPE],
+            config.DATA.SEARCH.SIZE,
+            config.DATA.TEMPLATE.SIZE,
+            encoder.DROP_PATH,
+            encoder.USE_CHECKPOINT,
+        ),
+        num_templates=config.DATA.TEMPLATE.NUMBER,
+        feature_type=config.MODEL.FEATURE_TYPE,
+        seq_format=config.DATA.SEQ_FORMAT,
+        hidden_dim=config.MODEL.HIDDEN_DIM,
+        bins=config.MODEL.BINS,
+        decoder_layers=decoder.DEC_LAYERS,
+        heads=decoder.NHEADS,
+        feedforward=decoder.DIM_FEEDFORWARD,
+        dropout=decoder.DROPOUT,
+        pre_norm=decoder.PRE_NORM,
+    )
+
+
+def sentence_loss(logits: Tensor, tokens: Tensor, bins: int) -> Tensor:
+    """Next-token cross-entropy of (B, 5, vocabulary) logits against (B, 4) coordinate tokens and END.
+
+    Coordinates weigh 1, END and START 0.01; the mean is weighted too, as published.
+    """
+    weight = torch.ones(vocabulary_size(bins), device=logits.device)
+    weight[bins:] = 0.01
+    return F.cross_entropy(logits.float().flatten(0, 1), decoder_target(tokens, bins).flatten(), weight=weight)
+
+
+@torch.no_grad()
+def sentence_iou(logits: Tensor, tokens: Tensor, bins: int) -> Tensor:
+    """Mean IoU of the likeliest coordinates of (B, 5, vocabulary) teacher-forced logits with (B, 4) target tokens.
+
+    Both are read as (cx, cy, w, h) whatever the sentence's order is, as published.
+    """
+    predicted = logits[:, :4, :bins].argmax(-1)
+    return boxes.iou(boxes.cxcywh_to_xyxy(predicted / (bins - 1)), boxes.cxcywh_to_xyxy(tokens / (bins - 1))).mean()

@@ -1,0 +1,103 @@
+"""Runs in MLflow: opened and closed by the job, filled by a callback with what the training reports."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from ray.train import Checkpoint, UserCallback
+
+from seqtrack.config import Config
+
+logger = logging.getLogger(__name__)
+
+PARAMS_PER_REQUEST = 100  # MLflow's own limits
+METRICS_PER_REQUEST = 1000
+PARAM_LENGTH = 6000
+METRIC_NAMES = {
+    "loss": "train/loss",
+    "iou": "train/iou",
+    "accuracy": "train/accuracy",
+    "grad_norm": "train/grad_norm",
+    "samples_per_second": "perf/samples_per_second",
+    "data_wait_fraction": "perf/data_wait_fraction",
+}
+
+
+def tracking_uri(config: Config) -> str:
+    """The store: MLFLOW_TRACKING_URI, else the setting, else a SQLite file beside the runs."""
+    return (
+        os.environ.get("MLFLOW_TRACKING_URI")
+        or config.MLFLOW.TRACKING_URI
+        or f"sqlite:///{config.RUN.STORAGE_PATH}/mlflow.db"
+    )
+
+
+def open_run(config: Config, tags: dict[str, str]) -> str:
+    """Creates the MLflow run with every setting as a parameter and returns its id. Raises MlflowException."""
+    for chatty in ("alembic", "mlflow.store.db.utils"):  # they announce every table of a new store
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    client = MlflowClient(tracking_uri(config))
+    experiment = client.get_experiment_by_name(config.MLFLOW.EXPERIMENT)
+    if experiment is not None:
+        experiment_id = experiment.experiment_id
+    else:
+        local = "://" not in config.RUN.STORAGE_PATH and tracking_uri(config).startswith("sqlite:")
+        artifacts = f"{config.RUN.STORAGE_PATH}/mlartifacts" if local else None
+        experiment_id = client.create_experiment(config.MLFLOW.EXPERIMENT, artifact_location=artifacts)
+    run_id = client.create_run(experiment_id, run_name=config.RUN.NAME, tags=tags).info.run_id
+    params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in _flatten(config.model_dump(mode="json"))]
+    for first in range(0, len(params), PARAMS_PER_REQUEST):
+        client.log_batch(run_id, params=params[first : first + PARAMS_PER_REQUEST])
+    client.log_text(run_id, config.to_yaml(), "config.yaml")
+    return run_id
+
+
+def close_run(config: Config, run_id: str, succeeded: bool) -> None:
+    MlflowClient(tracking_uri(config)).set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
+
+
+class MlflowCallback(UserCallback):
+    """Sends each report's metrics. What cannot be delivered is kept and sent with the next report."""
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self._uri, self._run_id = uri, run_id
+        self._unsent: list[Metric] = []
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        self._unsent.extend(report_metrics(metrics[0]))
+        client = MlflowClient(self._uri)
+        try:
+            while self._unsent:
+                client.log_batch(self._run_id, metrics=self._unsent[:METRICS_PER_REQUEST])
+                del self._unsent[:METRICS_PER_REQUEST]
+        except MlflowException as error:
+            logger.warning("MLflow %s did not take %d metrics: %s", self._uri, len(self._unsent), error)
+
+
+def report_metrics(report: dict[str, Any]) -> list[Metric]:
+    """The MLflow metrics of one `ray.train.report`: its intervals as `train/` and `perf/`, its epoch as `epoch/`."""
+    now = int(time.time() * 1000)
+    entries = [
+        Metric(METRIC_NAMES[name], value, now, int(interval["step"]))
+        for interval in report["intervals"]
+        for name, value in interval.items()
+        if name in METRIC_NAMES
+    ]
+    summary = report.get("epoch_summary", {})
+    entries += [Metric(f"epoch/{name}", value, now, int(summary["step"])) for name, value in summary.items()]
+    return entries
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

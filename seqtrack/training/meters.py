@@ -1,0 +1,78 @@
+"""What an epoch has measured so far, and the log line that shows it.
+
+The meter is part of a checkpoint, so that an epoch's averages do not notice an interruption.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class EpochMeter:
+    """Sums over the steps of the current epoch; plain numbers, so that they save and load exactly."""
+
+    steps: int = 0
+    loss: float = 0.0
+    iou: float = 0.0
+    grad_norm: float = 0.0
+    seconds: float = 0.0
+    """Wall time since the epoch began."""
+    wait_seconds: float = 0.0
+    """Part of it in which rank 0 waited for data."""
+    broken_frames: int = 0
+    """Frames that could not be read, whose samples were drawn again."""
+
+    def add(self, loss: float, iou: float, grad_norm: float) -> None:
+        """Counts one step's global means."""
+        self.steps += 1
+        self.loss += loss
+        self.iou += iou
+        self.grad_norm += grad_norm
+
+    def averages(self, batch_size: int) -> dict[str, float]:
+        """Means over the steps so far, and rates."""
+        steps = max(self.steps, 1)
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "loss": self.loss / steps,
+            "iou": self.iou / steps,
+            "accuracy": 100 * self.iou / steps,
+            "grad_norm": self.grad_norm / steps,
+            "samples_per_second": self.steps * batch_size / seconds,
+            "data_wait_fraction": self.wait_seconds / seconds,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def log_line(
+    epoch: int, samples: int, epoch_samples: int, interval_samples: int, interval_seconds: float, meter: EpochMeter
+) -> str:
+    """The published log line. `epoch` counts from 1; loss, IoU and accuracy are averages since the epoch began."""
+    steps = max(meter.steps, 1)
+    seconds_left = meter.seconds / max(samples, 1) * (epoch_samples - samples)
+    return (
+        f"Epoch {epoch} : {samples} / {epoch_samples} samples , "
+        f"time for last {interval_samples} samples : {_clock(interval_seconds)} , "
+        f"time since beginning : {_clock(meter.seconds)} , "
+        f"time left to finish epoch : {_clock(seconds_left)} , "
+        f"Loss/total: {meter.loss / steps:.5f}, IoU: {meter.iou / steps:.5f}, Accuracy: {100 * meter.iou / steps:.2f}%"
+    )
+
+
+def summary_line(epoch: int, epochs: int, summary: dict[str, float], seconds: float) -> str:
+    """One line at an epoch's end, from `EpochMeter.averages`."""
+    return (
+        f"Epoch {epoch} of {epochs} done in {_clock(seconds)} : loss {summary['loss']:.5f}, "
+        f"IoU {summary['iou']:.5f}, accuracy {summary['accuracy']:.2f}%, "
+        f"{summary['samples_per_second']:.1f} samples/s, waited for data {100 * summary['data_wait_fraction']:.1f}% "
+        "of the time"
+    )
+
+
+def _clock(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=int(seconds)))

@@ -1,0 +1,86 @@
+"""`train.log` of a run: written by rank 0 wherever the run is stored, followed by the console."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from typing import TextIO
+
+from pyarrow import fs
+
+LOG_FILE = "train.log"
+
+
+class RunLogHandler(logging.Handler):
+    """Appends log lines to a file on any pyarrow filesystem.
+
+    Object stores cannot append, so there the whole log is written again, at `flush`.
+    """
+
+    def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
+        super().__init__(logging.INFO)
+        self._filesystem, self._path = filesystem, path
+        self._local = isinstance(filesystem, fs.LocalFileSystem)
+        self._text = "" if self._local else _read(filesystem, path)
+        self._written = len(self._text)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record) + "\n"
+        if self._local:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(line)
+        else:
+            self._text += line
+
+    def flush(self) -> None:
+        if len(self._text) > self._written:
+            with self._filesystem.open_output_stream(self._path) as file:
+                file.write(self._text.encode())
+            self._written = len(self._text)
+
+
+def _read(filesystem: fs.FileSystem, path: str) -> str:
+    """The log so far, or nothing where there is none yet."""
+    if filesystem.get_file_info(path).type != fs.FileType.File:
+        return ""
+    with filesystem.open_input_file(path) as file:
+        return file.read().decode(errors="replace")
+
+
+class LogFollower:
+    """Shows a growing `train.log` on the console while the block that it guards runs."""
+
+    def __init__(self, filesystem: fs.FileSystem, path: str, seconds: float = 0.5, out: TextIO | None = None) -> None:
+        self._filesystem, self._path, self._seconds = filesystem, path, seconds
+        self._out = out or sys.stdout
+        self._shown = self._size()  # what an earlier start of the run wrote was shown then
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="log-follower", daemon=True)
+
+    def __enter__(self) -> LogFollower:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._show()
+
+    def _follow(self) -> None:
+        while not self._ended.wait(self._seconds):
+            self._show()
+
+    def _show(self) -> None:
+        if self._size() <= self._shown:
+            return
+        with self._filesystem.open_input_file(self._path) as file:
+            file.seek(self._shown)
+            new = file.read()
+        whole_lines = new[: new.rfind(b"\n") + 1]
+        self._out.write(whole_lines.decode(errors="replace"))
+        self._out.flush()
+        self._shown += len(whole_lines)
+
+    def _size(self) -> int:
+        return self._filesystem.get_file_info(self._path).size or 0

@@ -1,0 +1,76 @@
+"""What tests share: one Ray cluster, a tiny data set, settings small enough for a test, and the golden numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from seqtrack.config import Config, SyntheticConfig, parse_config
+from seqtrack.data.synthetic import write_synthetic
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A real Ray cluster of four (logical) CPUs on this machine, shared by all tests."""
+    ray.init(num_cpus=4, log_to_driver=False, include_dashboard=True)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def lasot_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LaSOT tree of four short sequences: coin-1, coin-2, kite-1, kite-2. Tests must not change it."""
+    root = tmp_path_factory.mktemp("lasot") / "tree"
+    write_synthetic(root, SyntheticConfig(SEQUENCES=4, FRAMES=30, HEIGHT=96, WIDTH=128))
+    return root
+
+
+@pytest.fixture
+def tiny_settings(lasot_root: Path, tmp_path: Path) -> dict[str, Any]:
+    """Settings, as YAML would give them, of a model and an epoch that take a second."""
+    return {
+        "SEED": 3,
+        "DATA": {
+            "ROOT": str(lasot_root),
+            "SPLIT": "all",
+            "TRAIN": {"DATASETS_NAME": ["LASOT"], "DATASETS_RATIO": [1], "SAMPLE_PER_EPOCH": 22},
+            "SEARCH": {"SIZE": 32},
+            "TEMPLATE": {"SIZE": 32, "NUMBER": 2},
+        },
+        "MODEL": {
+            "BINS": 16,
+            "HIDDEN_DIM": 32,
+            "ENCODER": {"TYPE": "vit_demo_patch16", "PRETRAIN_TYPE": "scratch"},
+            "DECODER": {"NHEADS": 2, "DIM_FEEDFORWARD": 32, "DEC_LAYERS": 1},
+        },
+        "TRAIN": {"BATCH_SIZE": 4, "EPOCH": 2, "LR": 0.001, "LR_DROP_EPOCH": 1, "PRINT_INTERVAL": 8},
+        "RUN": {"NAME": "tiny", "STORAGE_PATH": str(tmp_path / "runs")},
+    }
+
+
+@pytest.fixture
+def tiny_config(tiny_settings: dict[str, Any]) -> Config:
+    return parse_config(tiny_settings, "tiny")
+
+
+@pytest.fixture
+def golden() -> Callable[[str], Any]:
+    """Reads numbers that the published implementation computed."""
+    return lambda name: json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real videos and annotations, which are not part of the repository."""
+    folder = Path(os.environ.get("SEQTRACK_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (folder / "lasot_annotations").is_dir():
+        pytest.skip(f"no real annotations at {folder} (SEQTRACK_SHARED names another place)")
+    return folder
