@@ -1,0 +1,109 @@
+"""Geometry and pixels against numbers that the published implementation computed on frames made by formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from seqtrack.config import DataConfig, SearchConfig, TemplateConfig
+from seqtrack.data.crops import Image, box_in_crop, crop_image, crop_region, cut_sample, decode_jpeg, jitter_box
+from seqtrack.data.sampling import Draws
+
+Golden = Callable[[str], Any]
+
+
+def smooth(height: int, width: int, salt: float) -> Image:
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    channels = [
+        127.5 + 120 * np.sin(x / (23 + 5 * c + salt) + 0.7 * c) * np.cos(y / (31 - 4 * c) + 0.3 * salt)
+        for c in range(3)
+    ]
+    return np.clip(np.rint(np.stack(channels, axis=-1)), 0, 255).astype(np.uint8)
+
+
+def box(values: list[float]) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def test_crops_have_the_published_geometry_and_pixels(golden: Golden) -> None:
+    worst = 0.0
+    for case in golden("geometry")["crops"]:
+        size = case["size"]
+        region = crop_region(box(case["box"]), case["factor"])
+        assert region.side == case["crop_size"]
+        target = box_in_crop(box(case["target"]), box(case["box"]), region, size)
+        np.testing.assert_allclose(target, case["target_in_crop"], rtol=1e-5, atol=1e-6)
+        crop = crop_image(smooth(case["H"], case["W"], 0), region, size)
+        places = [(0, 0), (size // 2, size // 2), (size // 4, 3 * size // 4), (size - 1, size - 1), (size // 3, 5)]
+        pixels = np.array([crop[place] for place in places], int)
+        worst = max(worst, np.abs(pixels - case["pixels"]).max())
+        np.testing.assert_allclose(crop.reshape(-1, 3).mean(0), case["mean"], atol=0.05)
+    print(f"geometry: pixels: largest deviation {worst:g}")
+    assert worst <= 1
+
+
+def test_jitter_is_the_published_one(golden: Golden) -> None:
+    for case in golden("geometry")["jitter"]:
+        for section, name in ((SearchConfig(), "search"), (TemplateConfig(), "template")):
+            jittered = jitter_box(box(case["box"]), case["normal"], case["uniform"], section)
+            np.testing.assert_allclose(jittered, case[name], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_whole_triplets_are_the_published_ones(golden: Golden, number: int) -> None:
+    case = golden("geometry")["samples"][number]
+    settings = DataConfig(SEARCH=SearchConfig(SIZE=case["size"]), TEMPLATE=TemplateConfig(SIZE=case["size"], NUMBER=2))
+    noise = np.array(case["noise"], np.float32)
+    draws = Draws(
+        sequence=0,
+        frames=(0, 1, 2),
+        grayscale=case["grayscale"],
+        joint_flip=case["joint_flip"],
+        normal=noise[:, 0],
+        uniform=noise[:, 1],
+        brightness=np.array(case["brightness"], np.float32),
+        flips=np.array(case["flips"]),
+    )
+    frames = [smooth(case["height"], case["width"], salt) for salt in case["frame_salts"]]
+    sample = cut_sample(draws, box(case["boxes"]), frames.__getitem__, settings)
+    assert sample is not None
+    np.testing.assert_allclose(sample.box_xywh, case["search_boxes"][0], atol=1e-6)
+
+    def normalised(crop: Image, brightness: float) -> np.ndarray:
+        return (np.clip(crop / 255 * brightness, 0, 1) - settings.MEAN) / settings.STD
+
+    search = normalised(sample.search, sample.brightness[-1])
+    np.testing.assert_allclose(search.reshape(-1, 3).mean(0), case["search_mean"], atol=1e-4)
+    for template, brightness, mean in zip(sample.template, sample.brightness, case["template_mean"], strict=False):
+        np.testing.assert_allclose(normalised(template, brightness).reshape(-1, 3).mean(0), mean, atol=1e-4)
+
+
+def test_outside_the_frame_is_black() -> None:
+    white = np.full((40, 40, 3), 255, np.uint8)
+    crop = crop_image(white, crop_region(box([30, 5, 20, 20]), 2.0), 40)  # x 20 … 59, y -5 … 34
+    assert crop[:5].max() == 0
+    assert crop[5:, :19].min() == 255
+    assert crop[:, 19:].max() == 0  # the frame's last column is black too, as published
+
+
+def test_a_target_smaller_than_a_pixel_makes_no_sample() -> None:
+    draws = Draws(0, (0, 0), False, False, np.full((2, 2), -50, np.float32), np.zeros((2, 2)), np.ones(2), np.zeros(2))
+    assert cut_sample(draws, box([[5, 5, 0, 2]]), lambda _: smooth(20, 20, 0), DataConfig()) is None
+
+
+def test_a_jpeg_decodes_to_rgb() -> None:
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 2] = 255  # OpenCV writes BGR
+    image = decode_jpeg(cv2.imencode(".jpg", red)[1].tobytes())
+    assert image[8, 8, 0] > 250
+    assert image[8, 8, 2] < 5
+
+
+@pytest.mark.parametrize("data", [b"", b"not a jpeg", cv2.imencode(".jpg", np.zeros((64, 64, 3)))[1].tobytes()[:100]])
+def test_broken_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not a decodable image"):
+        decode_jpeg(data)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from seqtrack.config import Config, parse_config
+from seqtrack.data.lasot import DataError, build_index, open_root
+from seqtrack.data.triplets import TripletSource
+
+
+def source_of(config: Config) -> TripletSource:
+    root = open_root(str(config.DATA.ROOT))
+    return TripletSource.from_config(config, build_index(config.DATA, root), root)
+
+
+@pytest.fixture
+def broken_root(lasot_root: Path, tmp_path: Path) -> Path:
+    """A tree in which one frame in three is missing or cut off."""
+    root = shutil.copytree(lasot_root, tmp_path / "broken")
+    for path in sorted(root.rglob("*.jpg"))[::3]:
+        path.unlink() if path.name.endswith("1.jpg") else path.write_bytes(path.read_bytes()[:50])
+    return root
+
+
+def test_a_sample_has_crops_of_the_asked_sizes_and_a_box(tiny_config: Config) -> None:
+    sample, problems = source_of(tiny_config).sample(0)
+    assert sample.template.shape == (2, 32, 32, 3)
+    assert sample.search.shape == (32, 32, 3)
+    assert sample.search.dtype == np.uint8
+    assert sample.box_xywh.dtype == np.float32
+    assert sample.brightness.shape == (3,)
+    assert problems == []
+
+
+def test_any_process_makes_the_same_sample(tiny_config: Config) -> None:
+    first, second = source_of(tiny_config), source_of(tiny_config)
+    for number in (7, 0, 123_456_789):
+        for a, b in zip(first.sample(number)[0], second.sample(number)[0], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_template_shows_the_target_in_the_middle(tiny_config: Config) -> None:
+    """Coins and kites are colourful and their backgrounds are not."""
+    config = tiny_config.with_settings({"DATA.TEMPLATE.FACTOR": 2.0})
+    for number in range(20):
+        template = source_of(config).sample(number)[0].template.astype(int)
+        colourfulness = np.ptp(template, axis=-1).mean(0)
+        if colourfulness.max() > 60:  # not a grayscale sample
+            assert colourfulness[12:20, 12:20].mean() > colourfulness[:4].mean()
+
+
+def test_a_broken_frame_is_named_and_the_sample_drawn_again_the_same_way(
+    tiny_settings: dict[str, Any], broken_root: Path
+) -> None:
+    tiny_settings["DATA"]["ROOT"] = str(broken_root)
+    source = source_of(parse_config(tiny_settings, "tiny"))
+    made = [source.sample(number) for number in range(30)]
+    problems = [problem for _, found in made for problem in found]
+    assert any(problem.endswith(".jpg is missing") for problem in problems)
+    assert any(problem.endswith("cannot be read (not a decodable image)") for problem in problems)
+    for number, (sample, found) in enumerate(made):
+        again, found_again = source.sample(number)
+        np.testing.assert_array_equal(sample.search, again.search)
+        assert found == found_again
+
+
+def test_a_broken_frame_changes_no_other_sample(
+    tiny_config: Config, tiny_settings: dict[str, Any], broken_root: Path
+) -> None:
+    tiny_settings["DATA"]["ROOT"] = str(broken_root)
+    whole, broken = source_of(tiny_config), source_of(parse_config(tiny_settings, "tiny"))
+    untouched = 0
+    for number in range(30):
+        sample, problems = broken.sample(number)
+        if not problems:
+            np.testing.assert_array_equal(sample.search, whole.sample(number)[0].search)
+            untouched += 1
+    assert untouched > 5
+
+
+def test_a_tree_without_any_frame_ends_with_an_error(tiny_settings: dict[str, Any], broken_root: Path) -> None:
+    for path in broken_root.rglob("*.jpg"):
+        path.unlink()
+    tiny_settings["DATA"]["ROOT"] = str(broken_root)
+    with pytest.raises(DataError, match=r"sample 5: no valid draw in 100 attempts; broken frames: .*is missing"):
+        source_of(parse_config(tiny_settings, "tiny")).sample(5)
+
+
+def test_a_tree_without_a_usable_sequence_is_refused(tiny_config: Config) -> None:
+    root = open_root(str(tiny_config.DATA.ROOT))
+    index = build_index(tiny_config.DATA, root)
+    hidden = index.table.set_column(3, "visible", [[[0] * 30] * 4])
+    with pytest.raises(DataError, match="none of the 4 sequences has 20 frames and enough of them visible"):
+        TripletSource.from_config(tiny_config, type(index)(hidden.cast(index.table.schema)), root)
