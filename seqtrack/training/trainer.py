@@ -71,7 +71,7 @@ def run_training(config: Config, resume_from: str | None = None) -> Outcome:
     succeeded = False
     try:
         with LogFollower(filesystem, log_path):
-            _log_start(config, index, RunLogHandler(filesystem, log_path))
+            _log_start(config, index, resources, RunLogHandler(filesystem, log_path))
             job = Job(
                 config,
                 StreamSource(ray.put(triplets), resources.cpus_per_task),
@@ -227,7 +227,7 @@ def plan_resources(config: Config, cluster: dict[str, float]) -> Resources:
     return Resources(cpus_per_worker, gpus_per_worker, min(1.0, left))
 
 
-def _log_start(config: Config, index: FrameIndex, handler: RunLogHandler) -> None:
+def _log_start(config: Config, index: FrameIndex, resources: Resources, handler: RunLogHandler) -> None:
     """Writes the head of the run's log."""
     lines = [f"Setting {line}" for line in config.ineffective()]
     lines.append(
@@ -235,6 +235,8 @@ def _log_start(config: Config, index: FrameIndex, handler: RunLogHandler) -> Non
         f"{config.DATA.TRAIN.SAMPLE_PER_EPOCH:,} samples and {config.steps_per_epoch:,} steps an epoch, "
         f"{config.TRAIN.EPOCH} epochs, seed {config.SEED}"
     )
+    gpus = f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
+    lines.append(f"Starting {config.RUN.WORKERS} worker(s) with {resources.cpus_per_worker:g} CPU{gpus} each …")
     for line in lines:
         handler.handle(logging.makeLogRecord({"msg": line, "levelno": logging.INFO}))
     handler.flush()

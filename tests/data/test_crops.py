@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -25,7 +25,7 @@ def smooth(height: int, width: int, salt: float) -> Image:
     return np.clip(np.rint(np.stack(channels, axis=-1)), 0, 255).astype(np.uint8)
 
 
-def box(values: list[float]) -> np.ndarray:
+def box(values: Sequence[Any]) -> np.ndarray:
     return np.array(values, np.float32)
 
 
@@ -91,7 +91,8 @@ def test_outside_the_frame_is_black() -> None:
 
 
 def test_a_target_smaller_than_a_pixel_makes_no_sample() -> None:
-    draws = Draws(0, (0, 0), False, False, np.full((2, 2), -50, np.float32), np.zeros((2, 2)), np.ones(2), np.zeros(2))
+    zeros = np.zeros((2, 2), np.float32)
+    draws = Draws(0, (0, 0), False, False, zeros, zeros, np.ones(2, np.float32), np.zeros(2, np.bool_))
     assert cut_sample(draws, box([[5, 5, 0, 2]]), lambda _: smooth(20, 20, 0), DataConfig()) is None
 
 

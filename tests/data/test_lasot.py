@@ -127,7 +127,7 @@ def test_a_missing_annotation_file_is_named(write_sequence: Write) -> None:
 
 
 def test_a_missing_root_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="DATA.ROOT .*nowhere: no such folder"):
+    with pytest.raises(DataError, match=r"DATA.ROOT .*nowhere: no such folder"):
         open_root(str(tmp_path / "nowhere"))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +37,8 @@ def draw_many(index: FrameIndex, count: int, data: DataConfig, seed: int = 1, at
 
 
 def same(first: Draws, second: Draws) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    fields: Any = zip(first, second, strict=True)
+    return all(np.array_equal(a, b) for a, b in fields)
 
 
 LONG = make_index([[1] * 1000] * 3)

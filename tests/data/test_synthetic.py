@@ -19,6 +19,12 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()
 
 
+def read_image(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path))
+    assert image is not None
+    return image
+
+
 def test_the_same_settings_write_the_same_bytes(tmp_path: Path) -> None:
     for name, settings in (("a", SMALL), ("b", SMALL), ("c", SMALL.model_copy(update={"SEED": 1}))):
         write_synthetic(tmp_path / name, settings)
@@ -32,7 +38,7 @@ def test_the_tree_is_a_lasot_tree_of_the_size_asked_for(lasot_root: Path) -> Non
     frames = sorted((lasot_root / "coin/coin-1/img").iterdir())
     assert [frame.name for frame in frames[:2]] == ["00000001.jpg", "00000002.jpg"]
     assert len(frames) == 30
-    assert cv2.imread(str(frames[0])).shape == (96, 128, 3)
+    assert read_image(frames[0]).shape == (96, 128, 3)
 
 
 def test_targets_are_hidden_and_leave_the_view_for_a_while(lasot_root: Path) -> None:
@@ -50,7 +56,7 @@ def test_the_box_surrounds_the_target(lasot_root: Path) -> None:
     """A coin is the only yellow thing in its pictures, and fills its box."""
     boxes = np.loadtxt(lasot_root / "coin/coin-1/groundtruth.txt", delimiter=",").astype(int)
     for frame in (0, 3):
-        image = cv2.imread(str(lasot_root / f"coin/coin-1/img/{frame + 1:08d}.jpg")).astype(int)
+        image = read_image(lasot_root / f"coin/coin-1/img/{frame + 1:08d}.jpg").astype(int)
         gold = image[..., 2] - image[..., 0] > 60
         ys, xs = np.nonzero(gold)
         x, y, w, h = boxes[frame]

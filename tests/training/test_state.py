@@ -77,7 +77,7 @@ def test_fresh_states_of_a_seed_are_equal_and_of_ranks_draw_differently(tiny_con
     draws = []
     weights = []
     for rank in (0, 0, 1):
-        weights.append(TrainState.fresh(tiny_config, rank, CPU).model.vocab_embed.layers[0].weight)
+        weights.append(TrainState.fresh(tiny_config, rank, CPU).model.state_dict()["vocab_embed.layers.0.weight"])
         draws.append(generators_next())
     assert torch.equal(weights[0], weights[1])
     assert torch.equal(weights[0], weights[2])

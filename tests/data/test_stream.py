@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from seqtrack.config import Config
+from seqtrack.data.lasot import build_index, open_root
+from seqtrack.data.stream import HostBatch, StreamError, StreamPlan, StreamSource, check_batch, stream_batches
+from seqtrack.data.triplets import TripletSource
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_the_ranks_shares_are_together_the_global_batch_in_order(world_size: int) -> None:
+    plan = StreamPlan(batch_size=12, world_size=world_size, steps_per_block=2)
+    shares = [plan.sample_numbers(5, rank) for rank in range(world_size)]
+    assert np.concatenate(shares).tolist() == list(range(60, 72))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 10), (3, 10), (9, 10), (4, 4)])
+@pytest.mark.parametrize("steps_per_block", [1, 3, 20])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_blocks_cover_every_step_of_every_rank_once(
+    start: int, stop: int, steps_per_block: int, world_size: int
+) -> None:
+    plan = StreamPlan(12, world_size, steps_per_block)
+    covered: dict[int, list[int]] = {rank: [] for rank in range(world_size)}
+    for block in range(plan.num_blocks(start, stop)):
+        steps, rank = plan.block_steps(block, start, stop)
+        covered[rank] += steps
+    assert covered == {rank: list(range(start, stop)) for rank in range(world_size)}
+
+
+def test_blocks_hold_few_samples_and_bytes(tiny_config: Config) -> None:
+    assert StreamPlan.from_config(tiny_config, 1).steps_per_block == 16  # of 4 samples
+    large = tiny_config.with_settings({"DATA.SEARCH.SIZE": 384, "DATA.TEMPLATE.SIZE": 384, "TRAIN.BATCH_SIZE": 16})
+    assert StreamPlan.from_config(large, 1).steps_per_block == 1
+
+
+@pytest.mark.parametrize(("step", "first"), [(4, 48), (5, 48), (5, 61)])
+def test_a_batch_of_another_step_or_of_other_samples_is_refused(step: int, first: int) -> None:
+    plan = StreamPlan(12, 1, 1)
+    nothing: Any = np.zeros(0)
+    batch = HostBatch(step, np.arange(first, first + 12), nothing, nothing, nothing, nothing, ())
+    with pytest.raises(StreamError, match=f"wanted step 5, samples 60 to 71, but .* step {step}, samples {first} to"):
+        check_batch(batch, plan, 0, 5)
+
+
+def train_function(settings: dict[str, Any]) -> dict[int, list[Any]]:
+    """Collects what every rank was given."""
+    context = ray.train.get_context()
+    rank, plan = context.get_world_rank(), settings["plan"]
+    received = []
+    batches = stream_batches(settings["source"], plan, rank, settings["start"], settings["stop"], steps_per_epoch=7)
+    for step, batch in enumerate(batches, settings["start"]):
+        check_batch(batch, plan, rank, step)
+        received.append((batch.step, batch.numbers.tolist(), int(batch.search.astype(np.int64).sum())))
+    ray.get(settings["collector"].put.remote(rank, received))
+    return {}
+
+
+@ray.remote(num_cpus=0)
+class Collector:
+    def __init__(self) -> None:
+        self.received: dict[int, list[Any]] = {}
+
+    def put(self, rank: int, received: list[Any]) -> None:
+        self.received[rank] = received
+
+    def get(self) -> dict[int, list[Any]]:
+        return self.received
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_stream_delivers_every_step_in_order_from_any_start(
+    cluster: None, tiny_config: Config, tmp_path: Path, world_size: int
+) -> None:
+    """Over three epochs of 7 steps, from within the first to within the third."""
+    root = open_root(str(tiny_config.DATA.ROOT))
+    triplets = TripletSource.from_config(tiny_config, build_index(tiny_config.DATA, root), root)
+    collector = Collector.remote()  # type: ignore[attr-defined]
+    settings = {
+        "source": StreamSource(ray.put(triplets), cpus_per_task=0.5),
+        "plan": StreamPlan(batch_size=6, world_size=world_size, steps_per_block=2),
+        "start": 3,
+        "stop": 18,
+        "collector": collector,
+    }
+    TorchTrainer(
+        train_function,
+        train_loop_config=settings,
+        scaling_config=ray.train.ScalingConfig(num_workers=world_size, resources_per_worker={"CPU": 0.5}),
+        run_config=ray.train.RunConfig(storage_path=str(tmp_path), name="stream"),
+    ).fit()
+    received = ray.get(collector.get.remote())
+    for position, step in enumerate(range(3, 18)):
+        numbers = [number for rank in range(world_size) for number in received[rank][position][1]]
+        assert numbers == list(range(6 * step, 6 * step + 6))
+        pixels = sum(received[rank][position][2] for rank in range(world_size))
+        assert pixels == sum(int(triplets.sample(number)[0].search.astype(np.int64).sum()) for number in numbers)
