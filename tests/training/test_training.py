@@ -17,9 +17,10 @@ import yaml
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from seqtrack.config import Config, parse_config
+from seqtrack.config import Config, SyntheticConfig, parse_config
 from seqtrack.data.lasot import build_index, open_root
 from seqtrack.data.sampling import draw_sample, usable_sequences
+from seqtrack.data.synthetic import write_synthetic
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -139,9 +140,10 @@ def frame_drawn_rarely(config: Config, samples: int) -> tuple[str, int]:
 
 
 def test_a_few_broken_frames_are_named_and_replaced(
-    cluster: None, tiny_settings: dict[str, Any], lasot_root: Path, tmp_path: Path
+    cluster: None, tiny_settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    root = shutil.copytree(lasot_root, tmp_path / "broken")
+    root = tmp_path / "tree"
+    write_synthetic(root, SyntheticConfig(SEQUENCES=4, FRAMES=100, HEIGHT=64, WIDTH=64))
     tiny_settings["DATA"]["ROOT"] = str(root)
     tiny_settings["DATA"]["TRAIN"]["SAMPLE_PER_EPOCH"] = 400
     tiny_settings["TRAIN"] |= {"EPOCH": 1, "BATCH_SIZE": 20, "PRINT_INTERVAL": 100}
