@@ -34,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     except TrainingFailedError as error:
         print(f"error: {explain_failure(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command with the same RUN.NAME goes on", file=sys.stderr)
+        return 130
     print_outcome(outcome)
     return 0
 

@@ -344,6 +344,19 @@ class Config(Section):
         """A checked copy with `KEY=VALUE` overrides applied, whose values are YAML."""
         return self.with_settings(dict(map(_parse_override, overrides)), source="command line")
 
+    def changed_settings(self, other: Config) -> list[str]:
+        """`KEY: ours, not theirs` of each setting that differs and can change what is computed."""
+        theirs = other.flat()
+        return [
+            f"{key}: {value}, not {theirs[key]}"
+            for key, value in self.flat().items()
+            if value != theirs[key] and key.partition(".")[0] not in ("RUN", "MLFLOW", "HUB", "TEST")
+        ]
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its dotted key, as plain values."""
+        return dict(_flatten(self.model_dump(mode="json")))
+
     def to_yaml(self) -> str:
         """The whole configuration as YAML; `load_config` of it gives an equal `Config`."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -375,15 +388,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError naming the file (or the command line), the key and the nearest known key.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_YamlLoader) or {}
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
+    return load_settings(text, str(path)).with_overrides(overrides)
+
+
+def load_settings(text: str, source: str) -> Config:
+    """Settings from YAML text; `source` is named in errors."""
+    try:
+        values = yaml.load(text, Loader=_YamlLoader) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds {type(values).__name__}, not settings")
-    config = parse_config(values, source=str(path))
-    return config.with_overrides(overrides)
+        raise ConfigError(f"{source}: holds {type(values).__name__}, not settings")
+    return parse_config(values, source)
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
@@ -409,6 +428,14 @@ def _section_docs(section: type[Section], prefix: str) -> Iterator[tuple[str, st
         else:
             default = json.dumps(field.default)
             yield f"{prefix}{name}", default, field.description or (section.__doc__ or "").strip()
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _parse_override(override: str) -> tuple[str, Any]:

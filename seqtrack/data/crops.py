@@ -16,14 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.config import DataConfig, SearchConfig
+from seqtrack.data.frames import Frame, Image
 from seqtrack.data.sampling import Draws
 
 Box = NDArray[np.float32]
-Image = NDArray[np.uint8]
-
-
-class BrokenFrame(Exception):
-    """A frame that cannot be read; the message names the file and says why."""
 
 
 class Region(NamedTuple):
@@ -47,14 +43,6 @@ class Sample(NamedTuple):
     """(T + 1,) factor for each crop, templates first, still to be applied."""
 
 
-def decode_jpeg(data: bytes) -> Image:
-    """JPEG bytes -> (H, W, 3) RGB. Raises ValueError where OpenCV cannot decode them."""
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
-    if image is None:
-        raise ValueError("not a decodable image")
-    return image  # type: ignore[return-value]
-
-
 def jitter_box(box_xywh: Box, normal: Sequence[float], uniform: Sequence[float], settings: SearchConfig) -> Box:
     """The box that the crop is cut around: size × exp(normal · SCALE_JITTER), centre shifted by CENTER_JITTER.
 
@@ -74,24 +62,27 @@ def crop_region(box_xywh: Box, factor: float) -> Region:
     return Region(left=round(x + 0.5 * w - side * 0.5), top=round(y + 0.5 * h - side * 0.5), side=side)
 
 
-def crop_image(frame: Image, region: Region, size: int, grayscale: bool = False) -> Image:
-    """Cuts the region out of (H, W, 3), black outside the frame, and resizes it to (size, size, 3).
+def crop_image(frame: Frame, region: Region, size: int, mirrored: bool = False, grayscale: bool = False) -> Image:
+    """Cuts the region out, black outside the frame, and resizes it to (size, size, 3).
 
-    Where the region passes the right or bottom edge, the frame's last column or row is black too: the published
-    implementation pads one pixel more than is missing there.
+    `mirrored`: the region is one of the frame's mirror image. Where the region passes the right or bottom edge, the
+    frame's last column or row is black too: the published implementation pads one pixel more than is missing there.
     """
-    height, width = frame.shape[:2]
     left, top, side = region
     right, bottom = left + side, top + side
     x0, y0 = max(left, 0), max(top, 0)
-    x1 = width - 1 if right >= width else right
-    y1 = height - 1 if bottom >= height else bottom
+    x1 = frame.width - 1 if right >= frame.width else right
+    y1 = frame.height - 1 if bottom >= frame.height else bottom
     square = np.zeros((side, side, 3), np.uint8)
     if x1 > x0 and y1 > y0:
-        square[y0 - top : y1 - top, x0 - left : x1 - left] = frame[y0:y1, x0:x1]
+        if mirrored:
+            part = frame.pixels(frame.width - x1, y0, frame.width - x0, y1)[:, ::-1]
+        else:
+            part = frame.pixels(x0, y0, x1, y1)
+        square[y0 - top : y1 - top, x0 - left : x1 - left] = part
     if grayscale:  # before the resize, as published; the two do not commute to the last bit
         square = np.repeat(cv2.cvtColor(square, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
-    return cv2.resize(square, (size, size))  # type: ignore[return-value]  # bilinear
+    return np.asarray(cv2.resize(square, (size, size)), np.uint8)  # bilinear
 
 
 def box_in_crop(box_xywh: Box, crop_box_xywh: Box, region: Region, size: int) -> Box:
@@ -105,29 +96,29 @@ def box_in_crop(box_xywh: Box, crop_box_xywh: Box, region: Region, size: int) ->
 
 
 def cut_sample(
-    draws: Draws, boxes_xywh: Box, read_frame: Callable[[int], Image], settings: DataConfig
+    draws: Draws, boxes_xywh: Box, open_frame: Callable[[int], Frame], settings: DataConfig
 ) -> Sample | None:
     """Makes the sample that `draws` describes, or None where a crop would be smaller than a pixel.
 
-    `boxes_xywh`: (F, 4) of the drawn sequence. `read_frame(number)` gives frame `number` (from 0) as RGB or raises
-    BrokenFrame.
+    `boxes_xywh`: (F, 4) of the drawn sequence. `open_frame(number)` gives frame `number`, from 0; what it and the frame
+    raise goes through.
     """
     frames = len(draws.frames)
     sections: list[SearchConfig] = [settings.TEMPLATE] * (frames - 1) + [settings.SEARCH]
     crops: list[Image] = []
     box_xywh = np.zeros(4, np.float32)
     for position, (number, section) in enumerate(zip(draws.frames, sections, strict=True)):
-        image = read_frame(number)
+        frame = open_frame(number)
         target = boxes_xywh[number]
         if draws.joint_flip:
             # x -> (W - 1) - x on both corners: the new left edge is the old right one.
             target = target.copy()
-            target[0] = np.float32(image.shape[1] - 1) - (target[0] + target[2])
+            target[0] = np.float32(frame.width - 1) - (target[0] + target[2])
         crop_box = jitter_box(target, draws.normal[position], draws.uniform[position], section)
         region = crop_region(crop_box, section.FACTOR)
         if region.side < 1:
             return None
-        crop = crop_image(image[:, ::-1] if draws.joint_flip else image, region, section.SIZE, draws.grayscale)
+        crop = crop_image(frame, region, section.SIZE, draws.joint_flip, draws.grayscale)
         box_xywh = box_in_crop(target, crop_box, region, section.SIZE)
         if draws.flips[position]:
             crop = crop[:, ::-1]

@@ -5,14 +5,15 @@ This is the whole data path without Ray; `stream.py` runs it in many processes a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.config import Config, DataConfig
-from seqtrack.data.crops import BrokenFrame, Image, Sample, cut_sample, decode_jpeg
+from seqtrack.data.crops import Sample, cut_sample
+from seqtrack.data.frames import BrokenFrame, Frame, FrameDecoder
 from seqtrack.data.lasot import DataError, FrameIndex, Root, read_bytes
 from seqtrack.data.sampling import draw_sample, usable_sequences
 
@@ -28,6 +29,7 @@ class TripletSource:
     settings: DataConfig
     seed: int
     usable: NDArray[np.int64]
+    decoder: FrameDecoder = field(default_factory=FrameDecoder)
 
     @classmethod
     def from_config(cls, config: Config, index: FrameIndex, root: Root) -> TripletSource:
@@ -49,7 +51,7 @@ class TripletSource:
             draws = draw_sample(self.index, self.usable, self.seed, number, attempt, self.settings)
             boxes = self.index.boxes_xywh(draws.sequence)
             try:
-                sample = cut_sample(draws, boxes, partial(self._read_frame, draws.sequence), self.settings)
+                sample = cut_sample(draws, boxes, partial(self._open_frame, draws.sequence), self.settings)
             except BrokenFrame as problem:
                 problems.append(str(problem))
                 continue
@@ -58,11 +60,12 @@ class TripletSource:
         seen = f"; broken frames: {'; '.join(problems[:5])}" if problems else ""
         raise DataError(f"sample {number}: no valid draw in {MAX_ATTEMPTS} attempts{seen}")
 
-    def _read_frame(self, sequence: int, frame: int) -> Image:
+    def _open_frame(self, sequence: int, frame: int) -> Frame:
         path = self.index.frame_path(sequence, frame)
         try:
-            return decode_jpeg(read_bytes(self.root, path))
+            data = read_bytes(self.root, path)
         except FileNotFoundError as error:
             raise BrokenFrame(f"{path} is missing") from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise BrokenFrame(f"{path} cannot be read ({error})") from error
+        return self.decoder.open(path, data)

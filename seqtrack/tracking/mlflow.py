@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
@@ -31,12 +31,12 @@ METRIC_NAMES = {
 
 
 def tracking_uri(config: Config) -> str:
-    """The store: MLFLOW_TRACKING_URI, else the setting, else a SQLite file beside the runs."""
-    return (
-        os.environ.get("MLFLOW_TRACKING_URI")
-        or config.MLFLOW.TRACKING_URI
-        or f"sqlite:///{config.RUN.STORAGE_PATH}/mlflow.db"
-    )
+    """The store: MLFLOW_TRACKING_URI, else the setting, else a SQLite file beside the runs.
+
+    Where the runs lie in an object store, which cannot hold a SQLite file, it is in this folder's `runs/`.
+    """
+    folder = config.RUN.STORAGE_PATH if "://" not in config.RUN.STORAGE_PATH else str(Path("runs").absolute())
+    return os.environ.get("MLFLOW_TRACKING_URI") or config.MLFLOW.TRACKING_URI or f"sqlite:///{folder}/mlflow.db"
 
 
 def open_run(config: Config, tags: dict[str, str]) -> str:
@@ -48,11 +48,12 @@ def open_run(config: Config, tags: dict[str, str]) -> str:
     if experiment is not None:
         experiment_id = experiment.experiment_id
     else:
-        local = "://" not in config.RUN.STORAGE_PATH and tracking_uri(config).startswith("sqlite:")
-        artifacts = f"{config.RUN.STORAGE_PATH}/mlartifacts" if local else None
+        # Beside a SQLite file; a server knows its own place.
+        file = tracking_uri(config).removeprefix("sqlite:///")
+        artifacts = str(Path(file).parent / "mlartifacts") if file != tracking_uri(config) else None
         experiment_id = client.create_experiment(config.MLFLOW.EXPERIMENT, artifact_location=artifacts)
     run_id = client.create_run(experiment_id, run_name=config.RUN.NAME, tags=tags).info.run_id
-    params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in _flatten(config.model_dump(mode="json"))]
+    params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in config.flat().items()]
     for first in range(0, len(params), PARAMS_PER_REQUEST):
         client.log_batch(run_id, params=params[first : first + PARAMS_PER_REQUEST])
     client.log_text(run_id, config.to_yaml(), "config.yaml")
@@ -93,11 +94,3 @@ def report_metrics(report: dict[str, Any]) -> list[Metric]:
     summary = report.get("epoch_summary", {})
     entries += [Metric(f"epoch/{name}", value, now, int(summary["step"])) for name, value in summary.items()]
     return entries
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

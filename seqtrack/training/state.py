@@ -30,7 +30,7 @@ from seqtrack.training.optimization import build_optimizer, build_scheduler
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.pt"
 META_FILE = "meta.json"
-VERSIONED_PACKAGES = ("torch", "timm", "numpy", "ray", "pyarrow", "opencv-python", "seqtrack")
+VERSIONED_PACKAGES = ("torch", "timm", "numpy", "ray", "pyarrow", "opencv-python", "nvidia-nvimgcodec-cu12", "seqtrack")
 
 
 class CheckpointError(ValueError):

@@ -13,7 +13,7 @@ from pyarrow import ArrowException, fs
 from ray.train import Checkpoint, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from seqtrack.config import Config, ConfigError
+from seqtrack.config import Config, ConfigError, load_settings
 from seqtrack.data.lasot import DataError, FrameIndex, Root, build_index, open_root
 from seqtrack.data.stream import StreamSource
 from seqtrack.data.synthetic import ensure_synthetic
@@ -59,12 +59,12 @@ def run_training(config: Config, resume_from: str | None = None) -> Outcome:
     triplets = TripletSource.from_config(config, index, root)
     check_frames_exist(index, root)
     checkpoint = check_checkpoint(config, resume_from) if resume_from else None
-    filesystem, run_folder = open_run_folder(config)
 
     if not ray.is_initialized():
         # Workers write to train.log, which is shown here; their raw output is in Ray's own logs.
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     resources = plan_resources(config, cluster_resources())
+    filesystem, run_folder = open_run_folder(config)
 
     run_id = tracking.open_run(config, {"dataset_fingerprint": index.fingerprint, "seed": str(config.SEED)})
     log_path = f"{run_folder}/{LOG_FILE}"
@@ -184,12 +184,25 @@ def check_checkpoint(config: Config, path: str) -> Checkpoint:
 
 
 def open_run_folder(config: Config) -> tuple[fs.FileSystem, str]:
-    """Makes the run's folder and writes the settings into it. Raises ConfigError where that is impossible."""
+    """Makes the run's folder and writes the settings into it. A run of the same name and settings goes on.
+
+    Raises ConfigError where that is impossible, and where the folder holds a run of other settings.
+    """
     try:
         filesystem, path = fs.FileSystem.from_uri(config.RUN.STORAGE_PATH)
         folder = f"{path}/{config.RUN.NAME}"
+        settings_file = f"{folder}/config.yaml"
+        if filesystem.get_file_info(settings_file).type == fs.FileType.File:
+            with filesystem.open_input_file(settings_file) as file:
+                earlier = load_settings(file.read().decode(), settings_file)
+            changed = config.changed_settings(earlier)
+            if changed:
+                raise ConfigError(
+                    f"RUN.NAME {config.RUN.NAME}: {folder} holds a run with other settings ({', '.join(changed)}); "
+                    "another RUN.NAME keeps both"
+                )
         filesystem.create_dir(folder, recursive=True)
-        with filesystem.open_output_stream(f"{folder}/config.yaml") as file:
+        with filesystem.open_output_stream(settings_file) as file:
             file.write(config.to_yaml().encode())
     except (OSError, ArrowException) as error:
         raise ConfigError(f"RUN.STORAGE_PATH {config.RUN.STORAGE_PATH}: cannot be written ({error})") from error

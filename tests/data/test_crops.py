@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
 from seqtrack.config import DataConfig, SearchConfig, TemplateConfig
-from seqtrack.data.crops import Image, box_in_crop, crop_image, crop_region, cut_sample, decode_jpeg, jitter_box
+from seqtrack.data.crops import box_in_crop, crop_image, crop_region, cut_sample, jitter_box
+from seqtrack.data.frames import ArrayFrame, Image
 from seqtrack.data.sampling import Draws
 
 Golden = Callable[[str], Any]
@@ -37,7 +37,7 @@ def test_crops_have_the_published_geometry_and_pixels(golden: Golden) -> None:
         assert region.side == case["crop_size"]
         target = box_in_crop(box(case["target"]), box(case["box"]), region, size)
         np.testing.assert_allclose(target, case["target_in_crop"], rtol=1e-5, atol=1e-6)
-        crop = crop_image(smooth(case["H"], case["W"], 0), region, size)
+        crop = crop_image(ArrayFrame(smooth(case["H"], case["W"], 0)), region, size)
         places = [(0, 0), (size // 2, size // 2), (size // 4, 3 * size // 4), (size - 1, size - 1), (size // 3, 5)]
         pixels = np.array([crop[place] for place in places], int)
         worst = max(worst, np.abs(pixels - case["pixels"]).max())
@@ -68,7 +68,7 @@ def test_whole_triplets_are_the_published_ones(golden: Golden, number: int) -> N
         brightness=np.array(case["brightness"], np.float32),
         flips=np.array(case["flips"]),
     )
-    frames = [smooth(case["height"], case["width"], salt) for salt in case["frame_salts"]]
+    frames = [ArrayFrame(smooth(case["height"], case["width"], salt)) for salt in case["frame_salts"]]
     sample = cut_sample(draws, box(case["boxes"]), frames.__getitem__, settings)
     assert sample is not None
     np.testing.assert_allclose(sample.box_xywh, case["search_boxes"][0], atol=1e-6)
@@ -84,7 +84,7 @@ def test_whole_triplets_are_the_published_ones(golden: Golden, number: int) -> N
 
 def test_outside_the_frame_is_black() -> None:
     white = np.full((40, 40, 3), 255, np.uint8)
-    crop = crop_image(white, crop_region(box([30, 5, 20, 20]), 2.0), 40)  # x 20 … 59, y -5 … 34
+    crop = crop_image(ArrayFrame(white), crop_region(box([30, 5, 20, 20]), 2.0), 40)  # x 20 … 59, y -5 … 34
     assert crop[:5].max() == 0
     assert crop[5:, :19].min() == 255
     assert crop[:, 19:].max() == 0  # the frame's last column is black too, as published
@@ -93,18 +93,4 @@ def test_outside_the_frame_is_black() -> None:
 def test_a_target_smaller_than_a_pixel_makes_no_sample() -> None:
     zeros = np.zeros((2, 2), np.float32)
     draws = Draws(0, (0, 0), False, False, zeros, zeros, np.ones(2, np.float32), np.zeros(2, np.bool_))
-    assert cut_sample(draws, box([[5, 5, 0, 2]]), lambda _: smooth(20, 20, 0), DataConfig()) is None
-
-
-def test_a_jpeg_decodes_to_rgb() -> None:
-    red = np.zeros((16, 16, 3), np.uint8)
-    red[..., 2] = 255  # OpenCV writes BGR
-    image = decode_jpeg(cv2.imencode(".jpg", red)[1].tobytes())
-    assert image[8, 8, 0] > 250
-    assert image[8, 8, 2] < 5
-
-
-@pytest.mark.parametrize("data", [b"", b"not a jpeg", cv2.imencode(".jpg", np.zeros((64, 64, 3)))[1].tobytes()[:100]])
-def test_broken_bytes_are_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match="not a decodable image"):
-        decode_jpeg(data)
+    assert cut_sample(draws, box([[5, 5, 0, 2]]), lambda _: ArrayFrame(smooth(20, 20, 0)), DataConfig()) is None

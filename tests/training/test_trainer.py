@@ -85,6 +85,20 @@ def test_a_runs_folder_holds_the_settings_that_reproduce_it(tiny_config: Config)
     assert load_config(f"{folder}/config.yaml") == tiny_config
 
 
+def test_a_run_is_not_overwritten_by_one_of_other_settings(tiny_config: Config) -> None:
+    _, folder = open_run_folder(tiny_config)
+    with pytest.raises(
+        ConfigError, match=r"RUN.NAME tiny: .* \(TRAIN.LR: 0.5, not 0.001\); another RUN.NAME keeps both"
+    ):
+        open_run_folder(tiny_config.with_settings({"TRAIN.LR": 0.5}))
+    assert load_config(f"{folder}/config.yaml") == tiny_config
+
+
+def test_a_run_may_go_on_with_other_workers(tiny_config: Config) -> None:
+    open_run_folder(tiny_config)
+    open_run_folder(tiny_config.with_settings({"RUN.WORKERS": 2}))
+
+
 def test_local_paths_become_absolute_and_uris_stay(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     settled = settle_paths(tiny_config.with_settings({"DATA.ROOT": "data", "RUN.STORAGE_PATH": "s3://bucket/runs"}))
