@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import sys
 from pathlib import Path
 
@@ -86,10 +87,16 @@ def print_outcome(outcome: Outcome) -> None:
     if outcome.last_checkpoint is not None and outcome.history:
         epochs = int(outcome.history[-1]["epoch"])
         print(
-            f"Train on:             python ray_jobs/train.py --resume-from {outcome.last_checkpoint.path} "
+            f"Train on:             {program('python')} ray_jobs/train.py --resume-from {outcome.last_checkpoint.path} "
             f"TRAIN.EPOCH={2 * epochs}"
         )
-    print(f"Look at the curves:   mlflow ui --backend-store-uri {outcome.tracking_uri}")
+    print(f"Look at the curves:   {program('mlflow')} ui --backend-store-uri {outcome.tracking_uri}")
+
+
+def program(name: str) -> str:
+    """How to call a program of this environment from here."""
+    path = Path(sys.executable).with_name(name)
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 if __name__ == "__main__":

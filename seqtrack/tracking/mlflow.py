@@ -92,5 +92,9 @@ def report_metrics(report: dict[str, Any]) -> list[Metric]:
         if name in METRIC_NAMES
     ]
     summary = report.get("epoch_summary", {})
-    entries += [Metric(f"epoch/{name}", value, now, int(summary["step"])) for name, value in summary.items()]
+    entries += [
+        Metric(f"epoch/{name}", value, now, int(summary["step"]))
+        for name, value in summary.items()
+        if name not in ("epoch", "step")
+    ]
     return entries

@@ -74,7 +74,7 @@ def test_a_run_leaves_a_log_checkpoints_and_curves_and_says_where(
 
     assert f"--resume-from {run}/checkpoint_epoch_0002 TRAIN.EPOCH=4" in console
     store = f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert f"mlflow ui --backend-store-uri {store}" in console
+    assert f"ui --backend-store-uri {store}" in console
 
     client = MlflowClient(store)
     (mlflow_run,) = client.search_runs([client.get_experiment_by_name("seqtrack").experiment_id])
