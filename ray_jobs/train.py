@@ -11,13 +11,12 @@ import os
 import sys
 from pathlib import Path
 
-from ray.train import Checkpoint
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from seqtrack.config import Config, ConfigError, load_config, parse_config, setting_docs
 from seqtrack.data.lasot import DataError
 from seqtrack.training.state import CheckpointError, read_meta
-from seqtrack.training.trainer import Outcome, run_training
+from seqtrack.training.trainer import Outcome, open_checkpoint, run_training
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,8 +58,8 @@ def read_settings(options: argparse.Namespace) -> Config:
     if options.config:
         config, stem = load_config(options.config, options.overrides), Path(options.config).stem
     else:
-        with Checkpoint(options.resume_from).as_directory() as directory:
-            values = read_meta(Path(directory))["config"]
+        with open_checkpoint(options.resume_from) as (_, directory):
+            values = read_meta(directory)["config"]
         stem = str(values["RUN"].pop("NAME")) + "-resumed"
         config = parse_config(values, f"{options.resume_from}/meta.json").with_overrides(options.overrides)
     if config.RUN.NAME is None:

@@ -146,13 +146,13 @@ def select_sequences(settings: DataConfig, root: Root) -> list[str]:
     """Names of the sequences of SPLIT and CLASSES, sorted by class and number; all of them are on disk."""
     classes = settings.TRAIN.CLASSES
     on_disk = _sequences_on_disk(root, classes)
-    known = sorted({_class_of(name) for name in on_disk})
     if settings.SPLIT == "all":
         names = on_disk
     else:
         names = [name for name in _read_split(settings.SPLIT) if not classes or _class_of(name) in classes]
     for wanted in classes:
         if not any(_class_of(name) == wanted for name in names):
+            known = sorted({_class_of(name) for name in _sequences_on_disk(root, [])})
             similar = difflib.get_close_matches(wanted, known, n=1)
             hint = f"; did you mean {similar[0]}?" if similar else f"; found there: {', '.join(known[:8]) or 'none'}"
             raise DataError(
@@ -176,6 +176,7 @@ def read_bytes(root: Root, path: str) -> bytes:
 
 
 def _sequences_on_disk(root: Root, classes: Iterable[str]) -> list[str]:
+    """Names of the sequences of these classes, or of all if none is given."""
     wanted = set(classes)
     names = []
     for class_info in root.filesystem.get_file_info(fs.FileSelector(root.path)):

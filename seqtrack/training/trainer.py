@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,17 +162,24 @@ def check_frames_exist(index: FrameIndex, root: Root) -> None:
         )
 
 
-def check_checkpoint(config: Config, path: str) -> Checkpoint:
-    """Raises CheckpointError if there is none, if it does not fit the settings, or if nothing is left to train."""
+@contextmanager
+def open_checkpoint(path: str) -> Iterator[tuple[Checkpoint, Path]]:
+    """A checkpoint at a folder or URI, and a local folder with its files. Raises CheckpointError."""
     try:
         checkpoint = Checkpoint(path if "://" in path else _absolute(path))
         with checkpoint.as_directory() as directory:
-            meta = read_meta(Path(directory))
-            with torch.device("meta"):
-                model = build_model(config)
-            check_model_fits(Path(directory), model)
+            yield checkpoint, Path(directory)
     except (OSError, ArrowException) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
+
+
+def check_checkpoint(config: Config, path: str) -> Checkpoint:
+    """Raises CheckpointError if there is none, if it does not fit the settings, or if nothing is left to train."""
+    with open_checkpoint(path) as (checkpoint, directory):
+        meta = read_meta(directory)
+        with torch.device("meta"):
+            model = build_model(config)
+        check_model_fits(directory, model)
     if meta.get("steps_per_epoch") != config.steps_per_epoch:
         raise CheckpointError(
             f"{path}: has {meta.get('steps_per_epoch')} steps an epoch, these settings {config.steps_per_epoch}"

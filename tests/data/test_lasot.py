@@ -142,10 +142,12 @@ def test_a_sequence_of_the_split_that_is_not_there_is_named(write_sequence: Writ
         index_of(root, SPLIT="lasot_train", **{"TRAIN.CLASSES": ["coin"]})
 
 
-def test_a_class_without_a_sequence_is_named_with_the_nearest(write_sequence: Write, tmp_path: Path) -> None:
+def test_a_class_without_a_sequence_is_named_with_the_nearest(write_sequence: Write) -> None:
     root = write_sequence("coin-1")
-    with pytest.raises(DataError, match="class kite has no sequence in"):
-        index_of(root, **{"TRAIN.CLASSES": ["coin", "kite"]})
+    with pytest.raises(DataError, match=r"class coins has no sequence in .*; did you mean coin\?"):
+        index_of(root, **{"TRAIN.CLASSES": ["coin", "coins"]})
+    with pytest.raises(DataError, match=r"class zebra has no sequence in .*; found there: coin"):
+        index_of(root, **{"TRAIN.CLASSES": ["coin", "zebra"]})
 
 
 def test_a_split_that_is_not_there_is_named(write_sequence: Write) -> None:
