@@ -73,15 +73,16 @@ def crop_image(frame: Frame, region: Region, size: int, mirrored: bool = False, 
     x0, y0 = max(left, 0), max(top, 0)
     x1 = frame.width - 1 if right >= frame.width else right
     y1 = frame.height - 1 if bottom >= frame.height else bottom
-    square = np.zeros((side, side, 3), np.uint8)
-    if x1 > x0 and y1 > y0:
-        if mirrored:
-            part = frame.pixels(frame.width - x1, y0, frame.width - x0, y1)[:, ::-1]
-        else:
-            part = frame.pixels(x0, y0, x1, y1)
-        square[y0 - top : y1 - top, x0 - left : x1 - left] = part
+    if x1 <= x0 or y1 <= y0:
+        return np.zeros((size, size, 3), np.uint8)
+    if mirrored:
+        square = cv2.flip(frame.pixels(frame.width - x1, y0, frame.width - x0, y1), 1)
+    else:
+        square = frame.pixels(x0, y0, x1, y1)
+    if square.shape[:2] != (side, side):
+        square = cv2.copyMakeBorder(square, y0 - top, bottom - y1, x0 - left, right - x1, cv2.BORDER_CONSTANT)
     if grayscale:  # before the resize, as published; the two do not commute to the last bit
-        square = np.repeat(cv2.cvtColor(square, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+        square = cv2.cvtColor(cv2.cvtColor(square, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return np.asarray(cv2.resize(square, (size, size)), np.uint8)  # bilinear
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,9 +63,7 @@ def run_training(config: Config, resume_from: str | None = None) -> Outcome:
     check_frames_exist(index, root)
     checkpoint = check_checkpoint(config, resume_from) if resume_from else None
 
-    if not ray.is_initialized():
-        # Workers write to train.log, which is shown here; their raw output is in Ray's own logs.
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    join_cluster()
     resources = plan_resources(config, cluster_resources())
     filesystem, run_folder = open_run_folder(config)
 
@@ -216,6 +215,20 @@ def open_run_folder(config: Config) -> tuple[fs.FileSystem, str]:
     except (OSError, ArrowException) as error:
         raise ConfigError(f"RUN.STORAGE_PATH {config.RUN.STORAGE_PATH}: cannot be written ({error})") from error
     return filesystem, folder
+
+
+def join_cluster() -> None:
+    """Joins the cluster at RAY_ADDRESS or one on this machine, or starts one. Raises ConfigError."""
+    if ray.is_initialized():
+        return
+    try:
+        # Workers write to train.log, which is shown here; their raw output is in Ray's own logs.
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS', 'unset')}: {error} (a cluster with token authentication takes "
+            "RAY_AUTH_MODE=token and its token)"
+        ) from error
 
 
 def cluster_resources() -> dict[str, float]:
