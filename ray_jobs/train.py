@@ -15,6 +15,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from seqtrack.config import Config, ConfigError, load_config, parse_config, setting_docs
 from seqtrack.data.lasot import DataError
+from seqtrack.model.weights import WeightsError
 from seqtrack.training.state import CheckpointError, read_meta
 from seqtrack.training.trainer import Outcome, open_checkpoint, run_training
 
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = read_settings(options)
         outcome = run_training(config, options.resume_from)
-    except (ConfigError, DataError, CheckpointError) as error:
+    except (ConfigError, DataError, WeightsError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingFailedError as error:

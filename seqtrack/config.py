@@ -46,6 +46,9 @@ class EncoderConfig(Section):
     """Pixels between patches. All published models use 16."""
     USE_CHECKPOINT: bool = False
     """Activation checkpointing per block: less memory, about a quarter more time."""
+    # ours
+    PRETRAIN_FILE: str | None = None
+    """File with the weights that PRETRAIN_TYPE asks for, in timm's or the MAE authors' layout. Unset: from the Hub."""
 
 
 class DecoderConfig(Section):
@@ -70,6 +73,9 @@ class ModelConfig(Section):
     """What the decoder reads: the search tokens, all tokens, or the mean of all tokens."""
     ENCODER: EncoderConfig = EncoderConfig()
     DECODER: DecoderConfig = DecoderConfig()
+    # ours
+    WEIGHTS: str | None = None
+    """SeqTrack weights to start from: a published checkpoint, a `.safetensors` file or a run's checkpoint folder."""
 
     @model_validator(mode="after")
     def _check_width(self) -> Self:
@@ -111,7 +117,7 @@ class TrainConfig(Section):
     FREEZE_ENCODER: bool = False
     """Keep the encoder's weights fixed."""
     ENCODER_OPEN: tuple[str, ...] = ()
-    """Parts of encoder parameter names that stay trainable when FREEZE_ENCODER is true."""
+    """What stays trainable when FREEZE_ENCODER is true: two whole names of encoder parameters, then parts of names."""
     CE_WEIGHT: NonNegativeFloat = 1.0
     """Factor of the cross-entropy loss."""
     PRINT_INTERVAL: PositiveInt = 50

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
+import torch
 
 from seqtrack.config import Config, SyntheticConfig, parse_config
 from seqtrack.data.synthetic import write_synthetic
@@ -65,6 +67,25 @@ def tiny_config(tiny_settings: dict[str, Any]) -> Config:
 def golden() -> Callable[[str], Any]:
     """Reads numbers that the published implementation computed."""
     return lambda name: json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def agrees() -> Iterator[Callable[[str, str, Any, Any, float], None]]:
+    """Compares with a golden file's numbers: `agrees(file, what, ours, published, tolerance)`.
+
+    The deviation is relative to the largest published value. `pytest -s` shows the largest of each file at the end.
+    """
+    largest: dict[str, tuple[float, str]] = {}
+
+    def compare(file: str, what: str, ours: Any, published: Any, tolerance: float) -> None:
+        ours, published = (np.asarray(torch.as_tensor(values).detach(), np.float64) for values in (ours, published))
+        deviation = float(np.abs(ours - published).max() / max(np.abs(published).max(), 1e-4))
+        largest[file] = max(largest.get(file, (0.0, what)), (deviation, what))
+        assert deviation <= tolerance, f"{what} deviates by {deviation:.2e}"
+
+    yield compare
+    for file, (deviation, what) in largest.items():
+        print(f"\n{file}: largest relative deviation {deviation:.1e} ({what})", end="")
 
 
 @pytest.fixture(scope="session")

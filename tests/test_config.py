@@ -42,6 +42,32 @@ def test_every_shipped_config_loads_and_comes_back_from_its_own_yaml(path: Path,
     assert load_config(write(tmp_path / "written.yaml", config.to_yaml())) == config
 
 
+@pytest.mark.parametrize(
+    ("name", "encoder", "size", "batch", "samples"),
+    [
+        ("b256", "base", 256, 8 * 16, 60000),
+        ("b384", "base", 384, 8 * 8, 60000),
+        ("l256", "large", 256, 8 * 8, 60000),
+        ("l384", "large", 384, 8 * 8, 60000),
+        ("b256_got", "base", 256, 8 * 8, 30000),
+        ("b384_got", "base", 384, 8 * 8, 30000),
+        ("l256_got", "large", 256, 8 * 8, 30000),
+        ("l384_got", "large", 384, 8 * 8, 30000),
+    ],
+)
+def test_the_published_recipes(name: str, encoder: str, size: int, batch: int, samples: int) -> None:
+    """Batches are global: 8 GPUs, times the published number a GPU."""
+    config = load_config(CONFIGS[0].parent / f"seqtrack_{name}.yaml")
+    assert f"vit_{encoder}_patch16" == config.MODEL.ENCODER.TYPE
+    assert (size, size, 2) == (config.DATA.SEARCH.SIZE, config.DATA.TEMPLATE.SIZE, config.DATA.TEMPLATE.NUMBER)
+    assert (size, size, True) == (config.TEST.SEARCH_SIZE, config.TEST.TEMPLATE_SIZE, config.TEST.WINDOW)
+    assert (batch, samples, 500) == (config.TRAIN.BATCH_SIZE, config.DATA.TRAIN.SAMPLE_PER_EPOCH, config.TRAIN.EPOCH)
+    assert (config.TRAIN.LR, config.TRAIN.LR_DROP_EPOCH, config.MODEL.DECODER.DEC_LAYERS) == (0.0001, 400, 2)
+    assert (config.DATA.MAX_SAMPLE_INTERVAL, config.MODEL.ENCODER.PRETRAIN_TYPE) == (400, "mae")
+    expected = ("GOT10K_train_full",) if name.endswith("got") else ("LASOT", "GOT10K_vottrain", "COCO17", "TRACKINGNET")
+    assert expected == config.DATA.TRAIN.DATASETS_NAME
+
+
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().TRAIN.LR = 1.0  # type: ignore[misc]

@@ -40,7 +40,8 @@ def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.Adam
         if "encoder" not in name:
             rest.append(parameter)
             continue
-        opened = any(part in name for part in settings.ENCODER_OPEN)
+        body_name = name.removeprefix("encoder.body.")
+        opened = body_name in settings.ENCODER_OPEN[:2] or any(part in body_name for part in settings.ENCODER_OPEN[2:])
         if settings.ENCODER_MULTIPLIER == 0 or (settings.FREEZE_ENCODER and not opened):
             parameter.requires_grad_(False)
         else:

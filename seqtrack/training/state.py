@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.optim.lr_scheduler import LRScheduler
 
 from seqtrack.config import Config
 from seqtrack.model.seqtrack import SeqTrack, build_model
+from seqtrack.model.weights import MODEL_FILE, Weights, describe_mismatch, save_safetensors
 from seqtrack.training.meters import EpochMeter
 from seqtrack.training.optimization import build_optimizer, build_scheduler
 
-MODEL_FILE = "model.safetensors"
 STATE_FILE = "state.pt"
 META_FILE = "meta.json"
 VERSIONED_PACKAGES = ("torch", "timm", "numpy", "ray", "pyarrow", "opencv-python", "nvidia-nvimgcodec-cu12", "seqtrack")
@@ -50,19 +50,22 @@ class TrainState:
     """One summary for each finished epoch."""
 
     @classmethod
-    def fresh(cls, config: Config, rank: int, device: torch.device) -> TrainState:
-        """The state before the first step: same weights on every rank, then a generator of its own for each."""
+    def fresh(cls, config: Config, rank: int, device: torch.device, weights: Weights | None = None) -> TrainState:
+        """The state before the first step: same weights on every rank, then a generator of its own for each.
+
+        `weights` replace the random ones of the parameters that they name.
+        """
         seed_generators(config.SEED, 0)
-        model = build_model(config).to(device)
+        model = build_model(config)
+        model.load_state_dict(weights or {}, strict=False)
+        model.to(device)
         seed_generators(config.SEED, 1 + rank)
         optimizer = build_optimizer(model, config.TRAIN)
         return cls(model, optimizer, build_scheduler(optimizer, config.TRAIN))
 
     def save(self, directory: Path) -> None:
         """Writes the parts that all ranks share: model and training state."""
-        save_file(
-            {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, directory / MODEL_FILE
-        )
+        save_safetensors(self.model.state_dict(), directory / MODEL_FILE)
         training = {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -171,16 +174,8 @@ def check_model_fits(directory: Path, model: SeqTrack) -> None:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    faults = [f"{name} is missing" for name in wanted.keys() - stored.keys()]
-    faults += [f"{name} is unknown here" for name in stored.keys() - wanted.keys()]
-    faults += [
-        f"{name} is {list(stored[name])}, not {list(wanted[name])}"
-        for name in wanted.keys() & stored.keys()
-        if stored[name] != wanted[name]
-    ]
-    if faults:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise CheckpointError(f"{path} does not fit the model: {'; '.join(sorted(faults)[:5])}{more}")
+    if mismatch := describe_mismatch(stored, wanted):
+        raise CheckpointError(f"{path}: does not fit the model; {mismatch}")
 
 
 def _load_plain(path: Path) -> dict[str, Any]:

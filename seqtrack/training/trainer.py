@@ -22,6 +22,7 @@ from seqtrack.data.stream import StreamSource
 from seqtrack.data.synthetic import ensure_synthetic
 from seqtrack.data.triplets import TripletSource
 from seqtrack.model.seqtrack import build_model
+from seqtrack.model.weights import starting_weights
 from seqtrack.tracking import mlflow as tracking
 from seqtrack.training.runlog import LOG_FILE, LogFollower, RunLogHandler
 from seqtrack.training.state import CheckpointError, check_model_fits, read_meta
@@ -62,6 +63,7 @@ def run_training(config: Config, resume_from: str | None = None) -> Outcome:
     triplets = TripletSource.from_config(config, index, root)
     check_frames_exist(index, root)
     checkpoint = check_checkpoint(config, resume_from) if resume_from else None
+    weights, weights_source = starting_weights(config) if checkpoint is None else ({}, str(resume_from))
 
     join_cluster()
     resources = plan_resources(config, cluster_resources())
@@ -72,11 +74,12 @@ def run_training(config: Config, resume_from: str | None = None) -> Outcome:
     succeeded = False
     try:
         with LogFollower(filesystem, log_path):
-            _log_start(config, index, resources, RunLogHandler(filesystem, log_path))
+            _log_start(config, index, resources, weights_source, RunLogHandler(filesystem, log_path))
             job = Job(
                 config,
                 StreamSource(ray.put(triplets), resources.cpus_per_task),
                 index.fingerprint,
+                ray.put(weights) if weights else None,
                 checkpoint,
                 run_id,
             )
@@ -126,11 +129,6 @@ def check_supported(config: Config) -> None:
         )
     if config.DATA.SAMPLER_MODE != "order":
         raise ConfigError(f"DATA.SAMPLER_MODE {config.DATA.SAMPLER_MODE} is not supported, only order")
-    if config.MODEL.ENCODER.PRETRAIN_TYPE != "scratch":
-        raise ConfigError(
-            f"MODEL.ENCODER.PRETRAIN_TYPE {config.MODEL.ENCODER.PRETRAIN_TYPE}: pre-trained weights cannot be loaded "
-            "yet; MODEL.ENCODER.PRETRAIN_TYPE=scratch starts from random ones"
-        )
     if config.HUB.REPO_ID is not None:
         raise ConfigError("HUB.REPO_ID: uploading to the Hub is not supported yet")
     if config.DATA.ROOT is None:
@@ -146,6 +144,10 @@ def settle_paths(config: Config) -> Config:
         settled["DATA.ROOT"] = _absolute(config.DATA.ROOT)
     if config.DATA.SPLIT.endswith(".txt"):
         settled["DATA.SPLIT"] = _absolute(config.DATA.SPLIT)
+    if config.MODEL.WEIGHTS is not None:
+        settled["MODEL.WEIGHTS"] = _absolute(config.MODEL.WEIGHTS)
+    if config.MODEL.ENCODER.PRETRAIN_FILE is not None:
+        settled["MODEL.ENCODER.PRETRAIN_FILE"] = _absolute(config.MODEL.ENCODER.PRETRAIN_FILE)
     return config.with_settings(settled)
 
 
@@ -262,7 +264,9 @@ def plan_resources(config: Config, cluster: dict[str, float]) -> Resources:
     return Resources(cpus_per_worker, gpus_per_worker, min(1.0, left))
 
 
-def _log_start(config: Config, index: FrameIndex, resources: Resources, handler: RunLogHandler) -> None:
+def _log_start(
+    config: Config, index: FrameIndex, resources: Resources, weights_source: str, handler: RunLogHandler
+) -> None:
     """Writes the head of the run's log."""
     lines = [f"Setting {line}" for line in config.ineffective()]
     lines.append(
@@ -270,6 +274,7 @@ def _log_start(config: Config, index: FrameIndex, resources: Resources, handler:
         f"{config.DATA.TRAIN.SAMPLE_PER_EPOCH:,} samples and {config.steps_per_epoch:,} steps an epoch, "
         f"{config.TRAIN.EPOCH} epochs, seed {config.SEED}"
     )
+    lines.append(f"Starting weights : {weights_source}")
     gpus = f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
     lines.append(f"Starting {config.RUN.WORKERS} worker(s) with {resources.cpus_per_worker:g} CPU{gpus} each …")
     for line in lines:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -44,6 +45,8 @@ class Job:
     stream: StreamSource
     fingerprint: str
     """Of the frame index."""
+    weights: ray.ObjectRef | None
+    """What a run that starts anew replaces its random weights by, wholly or in part."""
     resume_from: ray.train.Checkpoint | None
     """Where a fresh run starts; a run that has checkpoints of its own goes on from its latest."""
     mlflow_run_id: str | None
@@ -64,8 +67,10 @@ class _Worker:
         self.plan = StreamPlan.from_config(job.config, world_size)
         self.device = ray.train.torch.get_device()
         set_determinism(job.config.TRAIN.DETERMINISTIC)
-        self.state = TrainState.fresh(job.config, rank, self.device)
-        self._restore(ray.train.get_checkpoint() or job.resume_from)
+        checkpoint = ray.train.get_checkpoint() or job.resume_from
+        weights = ray.get(job.weights) if job.weights and not checkpoint else None
+        self.state = TrainState.fresh(job.config, rank, self.device, weights)
+        self._restore(checkpoint)
         self.model = ray.train.torch.prepare_model(self.state.model)
         self.problems: list[str] = []  # this rank's broken frames since the last interval
         self.broken: list[str] = []  # every rank's in this epoch

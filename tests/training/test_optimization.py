@@ -52,10 +52,14 @@ def test_a_frozen_encoder_does_not_change(model: SeqTrack, tiny_config: Config, 
 
 
 def test_parts_of_a_frozen_encoder_can_be_opened(model: SeqTrack, tiny_config: Config) -> None:
-    config = tiny_config.with_settings({"TRAIN.FREEZE_ENCODER": True, "TRAIN.ENCODER_OPEN": ["blocks.3"]})
-    build_optimizer(model, config.TRAIN)
-    trainable = {name for name, parameter in model.encoder.named_parameters() if parameter.requires_grad}
-    assert trainable == {name for name, _ in model.encoder.named_parameters() if "blocks.3" in name}
+    """The published rule: the first two entries are whole names, the others parts of names."""
+    opened = ["pos_embed", "norm", "blocks.3", "mlp.fc1.bias"]
+    build_optimizer(
+        model, tiny_config.with_settings({"TRAIN.FREEZE_ENCODER": True, "TRAIN.ENCODER_OPEN": opened}).TRAIN
+    )
+    names = [name for name, _ in model.encoder.body.named_parameters()]
+    trainable = {name for name, parameter in model.encoder.body.named_parameters() if parameter.requires_grad}
+    assert trainable == {"pos_embed"} | {name for name in names if "blocks.3" in name or "mlp.fc1.bias" in name}
 
 
 @pytest.mark.parametrize(

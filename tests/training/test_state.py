@@ -97,7 +97,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_parameters_named(
     other = tiny_config.with_settings({"MODEL.BINS": 20, "MODEL.DECODER.DEC_LAYERS": 2})
     with pytest.raises(CheckpointError) as error:
         TrainState.fresh(other, 0, CPU).load(tmp_path)
-    assert "decoder.body.layers.1.linear1.bias is missing" in str(error.value)
+    assert "18 missing: decoder.body.layers.1.linear1.bias, " in str(error.value)
     smaller = tiny_config.with_settings({"MODEL.BINS": 20})
     with pytest.raises(CheckpointError, match=r"word_embeddings.weight is \[18, 32\], not \[22, 32\]"):
         TrainState.fresh(smaller, 0, CPU).load(tmp_path)

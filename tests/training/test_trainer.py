@@ -133,7 +133,10 @@ def test_a_checkpoint_that_fits_is_accepted(tiny_config: Config, checkpoint: Pat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"MODEL.BINS": 99}, r"does not fit the model: .*word_embeddings.weight is \[18, 32\], not \[101, 32\]"),
+        (
+            {"MODEL.BINS": 99},
+            r"does not fit the model; 3 misshapen: .*word_embeddings.weight is \[18, 32\], not \[101, 32\]",
+        ),
         ({"TRAIN.BATCH_SIZE": 2}, "has 6 steps an epoch, these settings 11"),
         ({"TRAIN.EPOCH": 1}, r"nothing is left to train \(TRAIN.EPOCH=2 goes on\)"),
     ],

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
 from mlflow import MlflowClient
@@ -110,6 +111,27 @@ def test_a_checkpoint_brings_its_settings(cluster: None, tiny_settings: dict[str
     assert job.main(["--resume-from", str(checkpoint), "TRAIN.EPOCH=2"]) == 0
     (resumed,) = (tmp_path / "runs").glob("tiny-resumed-*")
     assert (resumed / "checkpoint_epoch_0002").is_dir()
+
+
+def test_a_run_starts_from_a_pre_trained_encoder_and_a_frozen_one_keeps_it(
+    cluster: None, tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    vit = timm.create_model(
+        "vit_base_patch16_224.mae", pretrained=False, embed_dim=128, depth=4, num_heads=4, num_classes=0
+    ).state_dict()
+    torch.save({"model": vit}, tmp_path / "mae.pth")
+    tiny_settings["MODEL"]["ENCODER"] |= {"PRETRAIN_TYPE": "mae", "PRETRAIN_FILE": str(tmp_path / "mae.pth")}
+    tiny_settings["TRAIN"] |= {"EPOCH": 1, "FREEZE_ENCODER": True}
+    tiny_settings["DATA"]["TEMPLATE"]["NUMBER"] = 3
+    assert job.main(["--config", write_config(tiny_settings, tmp_path)]) == 0
+    assert (
+        f"Starting weights : MODEL.ENCODER.PRETRAIN_FILE {tmp_path}/mae.pth"
+        in (tmp_path / "runs/tiny/train.log").read_text()
+    )
+    trained = weights(tmp_path / "runs/tiny", "checkpoint_epoch_0001")
+    for name, tensor in vit.items():
+        if name.startswith("blocks."):
+            assert torch.equal(trained[f"encoder.body.{name}"], tensor), name
 
 
 def test_two_workers_train_on_the_same_batches_as_one(

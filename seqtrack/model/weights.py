@@ -1,0 +1,245 @@
+"""Weights from elsewhere and for elsewhere: published checkpoints, pre-trained encoders, safetensors.
+
+As a program it converts: `python -m seqtrack.model.weights FROM TO`, where FROM is a published checkpoint, a
+`.safetensors` file or a run's checkpoint folder, and TO ends in `.safetensors` or, for the published form, otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from seqtrack.config import Config
+from seqtrack.model.seqtrack import SeqTrack, build_model
+
+Weights = dict[str, Tensor]
+
+MODEL_FILE = "model.safetensors"
+"""The weights in a run's checkpoint folder."""
+
+ENCODER = "encoder.body."
+"""What the names of the encoder's parameters begin with."""
+
+HUB_ENCODERS = {
+    ("vit_base_patch16", "mae"): "timm/vit_base_patch16_224.mae",
+    ("vit_large_patch16", "mae"): "timm/vit_large_patch16_224.mae",
+    ("vit_base_patch16", "default"): "timm/vit_base_patch16_384.orig_in21k_ft_in1k",
+    ("vit_large_patch16", "default"): "timm/vit_large_patch16_384.augreg_in21k_ft_in1k",
+}
+"""(TYPE, PRETRAIN_TYPE) -> Hub repository. The published code names the same files at their authors' addresses; it has
+none for (`vit_large_patch16`, `default`)."""
+
+UNUSED_BY_THE_ENCODER = ("cls_token", "mask_token", "decoder_", "head.")
+"""Beginnings of names in a pre-trained ViT that a SeqTrack encoder has no place for."""
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be used. The message names the file and what does not fit."""
+
+
+def read_weights(path: str | Path) -> Weights:
+    """The tensors of a published checkpoint (`{"net": …}`), a `.safetensors` file, or a run's checkpoint folder.
+
+    Names lose the `module.` of data-parallel training. No code from the file is run. Raises WeightsError.
+    """
+    path = Path(path)
+    file = path / MODEL_FILE if path.is_dir() else path
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else _load_tensors(file)
+    except OSError as error:
+        raise WeightsError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise WeightsError(f"{file}: holds no weights ({type(error).__name__}: {error})") from error
+    for key in ("net", "model", "state_dict"):  # published SeqTrack, the MAE authors, timm
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not (isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values())):
+        raise WeightsError(f'{file}: holds no weights (neither {{"net": …}} nor names with tensors)')
+    weights = {str(name): tensor for name, tensor in content.items()}
+    consume_prefix_in_state_dict_if_present(weights, "module.")
+    return weights
+
+
+def save_published(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Writes the published form, which the published tracker reads: `{"net": {name: tensor}}`."""
+    torch.save({"net": {name: tensor.detach().cpu() for name, tensor in weights.items()}}, path)
+
+
+def save_safetensors(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Writes names and tensors as safetensors, which holds nothing that could be run."""
+    save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, path)
+
+
+def describe_mismatch(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What differs between the shapes of two sets of parameters, in one line; empty where nothing does."""
+    missing = sorted(wanted.keys() - stored.keys())
+    unexpected = sorted(stored.keys() - wanted.keys())
+    misshapen = [
+        f"{name} is {list(stored[name])}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if name in stored and tuple(stored[name]) != tuple(shape)
+    ]
+    faults = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+    return "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in faults if names)
+
+
+def load_weights(model: SeqTrack, path: str | Path) -> None:
+    """Copies the weights at `path` (as `read_weights`) into the model. Raises WeightsError naming what does not fit."""
+    weights = read_weights(path)
+    _check_fit(str(path), weights, model.state_dict())
+    model.load_state_dict(weights)
+
+
+def starting_weights(config: Config) -> tuple[Weights, str]:
+    """What training starts from instead of random numbers, by the model's parameter names, and where that is from.
+
+    MODEL.WEIGHTS gives the whole model; MODEL.ENCODER.PRETRAIN_FILE or the Hub gives the encoder; PRETRAIN_TYPE
+    `scratch` gives nothing. Raises WeightsError, and never falls back to random weights.
+    """
+    if config.MODEL.WEIGHTS is None and config.MODEL.ENCODER.PRETRAIN_TYPE == "scratch":
+        return {}, "random"
+    with torch.device("meta"):
+        wanted = build_model(config).state_dict()
+    if config.MODEL.WEIGHTS is not None:
+        weights = read_weights(config.MODEL.WEIGHTS)
+        _check_fit(f"MODEL.WEIGHTS {config.MODEL.WEIGHTS}", weights, wanted)
+        return weights, config.MODEL.WEIGHTS
+    path, source = _pretrained_encoder(config)
+    wanted = {name: tensor for name, tensor in wanted.items() if name.startswith(ENCODER)}
+    weights = fit_encoder(read_weights(path), config.DATA.SEARCH.SIZE // 16, config.DATA.TEMPLATE.SIZE // 16, source)
+    _check_fit(source, weights, wanted)
+    return weights, source
+
+
+def fit_encoder(weights: Weights, search_grid: int, template_grid: int, source: str) -> Weights:
+    """A plain ViT's weights (timm's or the MAE authors' names) -> the encoder's, named as in the model.
+
+    The class token is dropped, and the grid of position embeddings is resized to the search and to the template grid
+    (bicubic, corners aligned, as published). Raises WeightsError naming `source`.
+    """
+    positions = weights.get("pos_embed")
+    grid = 0 if positions is None or positions.dim() != 3 else math.isqrt(max(positions.shape[1] - 1, 0))
+    if positions is None or grid == 0 or grid**2 != positions.shape[1] - 1:
+        shape = "none" if positions is None else list(positions.shape)
+        raise WeightsError(f"{source}: not a pre-trained ViT: pos_embed is {shape}, not [1, 1 + grid², width]")
+    grid_1CHW = positions[:, 1:].unflatten(1, (grid, grid)).permute(0, 3, 1, 2).float()
+    fitted = {
+        ENCODER + name: tensor
+        for name, tensor in weights.items()
+        if not name.startswith(UNUSED_BY_THE_ENCODER) and name != "pos_embed"
+    }
+    tables = (_resize(grid_1CHW, search_grid), _resize(grid_1CHW, template_grid))
+    fitted[f"{ENCODER}pos_embed"] = torch.cat(tables, dim=1)
+    return fitted
+
+
+def _resize(grid_1CHW: Tensor, side: int) -> Tensor:
+    """(1, C, H, W) -> (1, side², C)."""
+    if grid_1CHW.shape[-1] != side:
+        grid_1CHW = F.interpolate(grid_1CHW, (side, side), mode="bicubic", align_corners=True)
+    return grid_1CHW.flatten(2).transpose(1, 2)
+
+
+def _pretrained_encoder(config: Config) -> tuple[str, str]:
+    """(local file, where it is from) of the encoder that PRETRAIN_TYPE asks for."""
+    encoder = config.MODEL.ENCODER
+    setting = f"MODEL.ENCODER.PRETRAIN_TYPE {encoder.PRETRAIN_TYPE}"
+    if encoder.PRETRAIN_FILE is not None:
+        return encoder.PRETRAIN_FILE, f"MODEL.ENCODER.PRETRAIN_FILE {encoder.PRETRAIN_FILE}"
+    repository = HUB_ENCODERS.get((encoder.TYPE, encoder.PRETRAIN_TYPE))
+    if repository is None:
+        raise WeightsError(
+            f"{setting}: the Hub has no such weights of {encoder.TYPE}; MODEL.ENCODER.PRETRAIN_FILE=FILE names some, "
+            "MODEL.ENCODER.PRETRAIN_TYPE=scratch starts from random ones"
+        )
+    try:
+        return hf_hub_download(repository, MODEL_FILE), f"{repository} on the Hub"
+    except Exception as error:  # of the network, the Hub, the disk: none may end in random weights
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+        raise WeightsError(
+            f"{setting}: {repository} cannot be had from the Hub ({reason}). Two ways out: a network (HF_ENDPOINT "
+            "names a mirror), or a local file of timm's or the MAE authors' weights, MODEL.ENCODER.PRETRAIN_FILE=FILE"
+        ) from error
+
+
+def _check_fit(source: str, weights: Weights, wanted: Mapping[str, Tensor]) -> None:
+    shapes = ({name: tensor.shape for name, tensor in of.items()} for of in (weights, wanted))
+    if mismatch := describe_mismatch(*shapes):
+        raise WeightsError(f"{source}: does not fit the model; {mismatch}")
+
+
+def _first(names: list[str], shown: int = 5) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+class _Inert:
+    """Stands for whatever is not a tensor in a published checkpoint: its settings, statistics and classes."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None: ...
+
+    def __setitem__(self, *_: Any) -> None: ...
+
+    def append(self, _: Any) -> None: ...
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Rebuilds tensors and leaves the rest inert.
+
+    Published checkpoints hold objects of the training code beside the weights, so `weights_only=True` refuses them.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in {
+            ("collections", "OrderedDict"),
+            ("torch._utils", "_rebuild_tensor_v2"),
+            ("torch._utils", "_rebuild_parameter"),
+        }:
+            return super().find_class(module, name)
+        return _Inert
+
+
+def _load_tensors(path: Path) -> Any:
+    def load(file: Any, **options: Any) -> Any:
+        return _TensorUnpickler(file, **options).load()
+
+    reader = SimpleNamespace(__name__=__name__, Unpickler=_TensorUnpickler, load=load)
+    return torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Convert SeqTrack weights.")
+    parser.add_argument("source", metavar="FROM", type=Path, help="published checkpoint, .safetensors, or run's folder")
+    parser.add_argument("target", metavar="TO", type=Path, help="file to write: .safetensors, else the published form")
+    options = parser.parse_args(arguments)
+    try:
+        weights = read_weights(options.source)
+        save = save_safetensors if options.target.suffix == ".safetensors" else save_published
+        save(weights, options.target)
+    except (WeightsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    print(f"{options.target}: {len(weights)} tensors, {sum(map(Tensor.numel, weights.values())):,} numbers")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
