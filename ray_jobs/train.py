@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from seqtrack.config import Config, ConfigError, load_config, parse_config, setting_docs
 from seqtrack.data.lasot import DataError
 from seqtrack.model.weights import WeightsError
-from seqtrack.training.state import CheckpointError, read_meta
-from seqtrack.training.trainer import Outcome, open_checkpoint, run_training
+from seqtrack.training.checkpoint import CheckpointError
+from seqtrack.training.trainer import Outcome, check_allowances, open_checkpoint, read_checkpoint, run_training
+from seqtrack.training.worker import BrokenDataError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,17 +30,21 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{key} = {default}\n    {meaning}")
         return 0
     try:
+        check_allowances(options.allow_changed)
         config = read_settings(options)
-        outcome = run_training(config, options.resume_from)
+        outcome = run_training(config, options.resume_from, options.allow_changed)
     except (ConfigError, DataError, WeightsError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except TrainingFailedError as error:
-        print(f"error: {explain_failure(error)}", file=sys.stderr)
+    except (BrokenDataError, TrainingFailedError) as error:
+        print(f"error: training failed: {explain_failure(error)}", file=sys.stderr)
+        print(f"To go on from the newest checkpoint: {again(options, config)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command with the same RUN.NAME goes on", file=sys.stderr)
         return 130
+    if outcome.stopped_by is not None:
+        print_stopped(outcome, again(options, config))
+        return 128 + outcome.stopped_by
     print_outcome(outcome)
     return 0
 
@@ -45,10 +52,25 @@ def main(arguments: list[str] | None = None) -> int:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train SeqTrack on Ray.")
     parser.add_argument("--config", metavar="FILE", help="settings as YAML (see configs/)")
-    parser.add_argument("--resume-from", metavar="PATH", help="go on from this checkpoint: a folder or URI")
+    parser.add_argument(
+        "--resume-from",
+        metavar="PATH",
+        help="go on from a checkpoint: its folder or URI, a run's folder (or RUN/latest), or RUN/3 for epoch 3",
+    )
+    parser.add_argument(
+        "--allow-changed",
+        metavar="KEY,…",
+        type=lambda keys: keys.split(","),
+        default=[],
+        help="settings, packages or `dataset` that may differ from the checkpoint's",
+    )
+    parser.add_argument("--workers", metavar="N|MIN:MAX", help="RUN.WORKERS, or a range that follows the cluster")
     parser.add_argument("--settings", action="store_true", help="list every setting, its default and meaning")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    if options.workers:
+        fewest, _, most = options.workers.rpartition(":")
+        options.overrides += [f"RUN.WORKERS={most}", f"RUN.MIN_WORKERS={fewest or 'null'}"]
     if not (options.config or options.resume_from or options.settings):
         parser.error("--config FILE is needed, or --resume-from PATH, which brings its own settings")
     return options
@@ -59,8 +81,7 @@ def read_settings(options: argparse.Namespace) -> Config:
     if options.config:
         config, stem = load_config(options.config, options.overrides), Path(options.config).stem
     else:
-        with open_checkpoint(options.resume_from) as (_, directory):
-            values = read_meta(directory)["config"]
+        values = read_checkpoint(open_checkpoint(options.resume_from))["config"]
         stem = str(values["RUN"].pop("NAME")) + "-resumed"
         config = parse_config(values, f"{options.resume_from}/meta.json").with_overrides(options.overrides)
     if config.RUN.NAME is None:
@@ -68,12 +89,28 @@ def read_settings(options: argparse.Namespace) -> Config:
     return config
 
 
-def explain_failure(error: TrainingFailedError) -> str:
+def explain_failure(error: Exception) -> str:
     """The workers' own errors, without the layers that carried them here."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    if not failures:
-        return str(error)
-    return "\n".join(sorted({f"training failed: {failure}" for failure in failures.values()}))
+    return "\n".join(sorted({str(failure) for failure in failures.values()})) or str(error)
+
+
+def again(options: argparse.Namespace, config: Config) -> str:
+    """The command that goes on with this run."""
+    command = [program("python"), "ray_jobs/train.py"]
+    for flag, value in (("--config", options.config), ("--resume-from", options.resume_from)):
+        command += [flag, value] if value else []
+    if options.allow_changed:
+        command += ["--allow-changed", ",".join(options.allow_changed)]
+    overrides = [override for override in options.overrides if not override.startswith("RUN.NAME=")]
+    return shlex.join([*command, *overrides, f"RUN.NAME={config.RUN.NAME}"])
+
+
+def print_stopped(outcome: Outcome, command: str) -> None:
+    name = signal.Signals(outcome.stopped_by or 0).name
+    where = outcome.last_checkpoint.path if outcome.last_checkpoint is not None else "nowhere"
+    print(f"\nStopped by {name} after step {outcome.step}; the checkpoint is {where}")
+    print(f"To go on: {command}")
 
 
 def print_outcome(outcome: Outcome) -> None:

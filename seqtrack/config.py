@@ -11,6 +11,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from math import lcm
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -132,6 +133,8 @@ class TrainConfig(Section):
     """Deterministic kernels only: the same run gives the same bits. false is faster on a GPU."""
     CHECKPOINT_EVERY_STEPS: PositiveInt | None = None
     """Checkpoints within an epoch, every so many steps, besides the one at each epoch's end."""
+    KEEP_CHECKPOINTS: PositiveInt | None = None
+    """The newest so many checkpoints of a run are kept. Unset: all."""
 
 
 class DataTrainConfig(Section):
@@ -286,6 +289,11 @@ class RunConfig(Section):
     """Folder or URI that receives the run's folder. Workers on several machines need one that all of them reach."""
     WORKERS: PositiveInt = 1
     """Training workers. Must divide TRAIN.BATCH_SIZE."""
+    MIN_WORKERS: PositiveInt | None = None
+    """Elastic: as many workers as the cluster has room for, from this number up to WORKERS. Unset: WORKERS, always."""
+    MAX_FAILURES: Annotated[int, Field(ge=-1)] = 3
+    """So many times lost workers are started again, from the latest checkpoint. -1: without end. Preempted nodes do not
+    count."""
     CPUS_PER_WORKER: PositiveFloat | None = None
     """CPUs of a training worker. Unset: 1, or less where the data pipeline would be left without any."""
     GPUS_PER_WORKER: NonNegativeFloat | None = None
@@ -310,6 +318,14 @@ class HubConfig(Section):
     """Whether a repository that has to be created is private."""
 
 
+INDIFFERENT = (
+    *("RUN.", "MLFLOW.", "HUB.", "TEST.", "DATA.SYNTHETIC.", "DATA.TRAIN.MAX_SAMPLE_PER_SEQ", "TRAIN.EPOCH"),
+    *("TRAIN.PRINT_INTERVAL", "TRAIN.CHECKPOINT_EVERY_STEPS", "TRAIN.KEEP_CHECKPOINTS", "TRAIN.NUM_WORKER"),
+    *("DATA.ROOT", "DATA.SPLIT", "DATA.TRAIN.CLASSES"),  # the data set's fingerprint is compared instead
+)
+"""Beginnings of the settings that do not alter what a step computes."""
+
+
 class Config(Section):
     SEED: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Ours. Every random number of a run derives from it."""
@@ -323,10 +339,15 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_workers(self) -> Self:
-        if self.TRAIN.BATCH_SIZE % self.RUN.WORKERS:
+        workers, fewest = self.RUN.WORKERS, self.RUN.MIN_WORKERS or self.RUN.WORKERS
+        if fewest > workers:
+            raise ValueError(f"RUN.MIN_WORKERS {fewest} is more than RUN.WORKERS {workers}")
+        if bad := [number for number in range(fewest, workers + 1) if self.TRAIN.BATCH_SIZE % number]:
             raise ValueError(
-                f"RUN.WORKERS {self.RUN.WORKERS} does not divide TRAIN.BATCH_SIZE {self.TRAIN.BATCH_SIZE}, "
-                "the global batch"
+                f"RUN.WORKERS {workers} does not divide TRAIN.BATCH_SIZE {self.TRAIN.BATCH_SIZE}, the global batch"
+                if fewest == workers
+                else f"RUN.MIN_WORKERS {fewest} to RUN.WORKERS {workers}: {bad[0]} does not divide TRAIN.BATCH_SIZE "
+                f"{self.TRAIN.BATCH_SIZE}, the global batch; {lcm(*range(fewest, workers + 1))} would suit them all"
             )
         return self
 
@@ -350,14 +371,14 @@ class Config(Section):
         """A checked copy with `KEY=VALUE` overrides applied, whose values are YAML."""
         return self.with_settings(dict(map(_parse_override, overrides)), source="command line")
 
-    def changed_settings(self, other: Config) -> list[str]:
-        """`KEY: ours, not theirs` of each setting that differs and can change what is computed."""
+    def changed_settings(self, other: Config) -> dict[str, str]:
+        """key -> `ours, not theirs` of each setting that differs and can change what a step computes."""
         theirs = other.flat()
-        return [
-            f"{key}: {value}, not {theirs[key]}"
+        return {
+            key: f"{value}, not {theirs[key]}"
             for key, value in self.flat().items()
-            if value != theirs[key] and key.partition(".")[0] not in ("RUN", "MLFLOW", "HUB", "TEST")
-        ]
+            if value != theirs[key] and not key.startswith(INDIFFERENT)
+        }
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its dotted key, as plain values."""

@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A real Ray cluster of four (logical) CPUs on this machine, shared by all tests."""
-    ray.init(num_cpus=4, log_to_driver=False, include_dashboard=True)
+    ray.init("local", num_cpus=4, log_to_driver=False, include_dashboard=True)
     yield
     ray.shutdown()
 

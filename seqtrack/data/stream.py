@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -119,7 +119,7 @@ class _ShardExchange:
 
 def stream_batches(
     source: StreamSource, plan: StreamPlan, rank: int, start: int, stop: int, steps_per_epoch: int
-) -> Iterator[HostBatch]:
+) -> Generator[HostBatch, None, None]:
     """This worker's batches of steps start … stop - 1. Every rank must iterate in step with the others.
 
     Each epoch is a stream of its own (a plan costs by its length), opened before the one before it ends.

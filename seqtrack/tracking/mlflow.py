@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
@@ -60,8 +60,8 @@ def open_run(config: Config, tags: dict[str, str]) -> str:
     return run_id
 
 
-def close_run(config: Config, run_id: str, succeeded: bool) -> None:
-    MlflowClient(tracking_uri(config)).set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
+def close_run(config: Config, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    MlflowClient(tracking_uri(config)).set_terminated(run_id, status)
 
 
 class MlflowCallback(UserCallback):

@@ -1,17 +1,13 @@
-"""All that a run is at one moment, and its form on disk.
-
-A checkpoint is a directory: `model.safetensors`; `state.pt` (optimizer, LR scheduler, the epoch's meter, position,
-history); `rng_rank_0000.pt` … (each worker's generators); `meta.json` (config, position, dataset fingerprint,
-versions).
-Everything is loaded as plain data: a checkpoint from a stranger cannot run code.
-"""
+"""All that a run is at one moment: what a checkpoint is made from, and what it is turned back into."""
 
 from __future__ import annotations
 
-import json
+import copy
 import platform
 import random
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,21 +16,19 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from seqtrack.config import Config
+from seqtrack.config import Config, parse_config
 from seqtrack.model.seqtrack import SeqTrack, build_model
-from seqtrack.model.weights import MODEL_FILE, Weights, describe_mismatch, save_safetensors
+from seqtrack.model.weights import MODEL_FILE, Weights, describe_mismatch
+from seqtrack.training.checkpoint import META_FILE, STATE_FILE, CheckpointError, generator_file, load_plain
 from seqtrack.training.meters import EpochMeter
 from seqtrack.training.optimization import build_optimizer, build_scheduler
 
-STATE_FILE = "state.pt"
-META_FILE = "meta.json"
-VERSIONED_PACKAGES = ("torch", "timm", "numpy", "ray", "pyarrow", "opencv-python", "nvidia-nvimgcodec-cu12", "seqtrack")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used. The message names it and what does not fit."""
+DECISIVE_PACKAGES = ("seqtrack", "torch", "timm", "numpy", "opencv-python", "nvidia-nvimgcodec-cu12")
+"""Another version of these may compute other bits."""
+OTHER_PACKAGES = ("ray", "pyarrow", "mlflow", "huggingface-hub")
 
 
 @dataclass
@@ -48,6 +42,8 @@ class TrainState:
     meter: EpochMeter = field(default_factory=EpochMeter)
     history: list[dict[str, float]] = field(default_factory=list)
     """One summary for each finished epoch."""
+    metrics: list[tuple[float, float, float, float]] = field(default_factory=list)
+    """Loss, IoU, gradient norm and learning rate of every step since the run began."""
 
     @classmethod
     def fresh(cls, config: Config, rank: int, device: torch.device, weights: Weights | None = None) -> TrainState:
@@ -63,61 +59,89 @@ class TrainState:
         optimizer = build_optimizer(model, config.TRAIN)
         return cls(model, optimizer, build_scheduler(optimizer, config.TRAIN))
 
-    def save(self, directory: Path) -> None:
-        """Writes the parts that all ranks share: model and training state."""
-        save_safetensors(self.model.state_dict(), directory / MODEL_FILE)
-        training = {
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+    def snapshot(self) -> tuple[Weights, dict[str, Any]]:
+        """Copies in host memory, of the model and of the rest, that later steps do not touch."""
+        optimizer = self.optimizer.state_dict()
+        return {name: _on_host(tensor) for name, tensor in self.model.state_dict().items()}, {
+            "optimizer": {
+                "state": {
+                    index: {name: _on_host(value) for name, value in state.items()}
+                    for index, state in optimizer["state"].items()
+                },
+                "param_groups": copy.deepcopy(optimizer["param_groups"]),
+            },
+            "scheduler": copy.deepcopy(self.scheduler.state_dict()),
             "step": self.step,
-            "meter": self.meter.state_dict(),
-            "history": self.history,
+            "meter": asdict(self.meter),
+            "history": copy.deepcopy(self.history),
+            "metrics": torch.tensor(self.metrics, dtype=torch.float64).reshape(-1, 4),
         }
-        torch.save(training, directory / STATE_FILE)
 
-    def load(self, directory: Path) -> None:
-        """Takes over what `save` wrote. Raises CheckpointError if it does not fit or cannot be read."""
+    def load(self, directory: Path, new_schedule: bool = False) -> None:
+        """Takes over a verified checkpoint. Raises CheckpointError if it does not fit.
+
+        `new_schedule`: learning rates and weight decay are those of this state's settings at the checkpoint's epoch,
+        not the stored ones.
+        """
         check_model_fits(directory, self.model)
-        training = _load_plain(directory / STATE_FILE)
+        training = load_plain(directory / STATE_FILE)
+        optimizer, epochs = training["optimizer"], len(training["history"])
         try:
             self.model.load_state_dict(load_file(directory / MODEL_FILE))
-            self.optimizer.load_state_dict(training["optimizer"])
-            self.scheduler.load_state_dict(training["scheduler"])
+            if new_schedule:
+                with warnings.catch_warnings():  # that no step of the optimizer lies between
+                    warnings.simplefilter("ignore", UserWarning)
+                    for _ in range(epochs):
+                        self.scheduler.step()
+                optimizer["param_groups"] = self.optimizer.state_dict()["param_groups"]
+            else:
+                self.scheduler.load_state_dict(training["scheduler"])
+            self.optimizer.load_state_dict(optimizer)
             self.step = training["step"]
             self.meter = EpochMeter(**training["meter"])
             self.history = training["history"]
+            self.metrics = [tuple(row) for row in training["metrics"].tolist()]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{directory / STATE_FILE}: does not fit this run ({error})") from error
 
+    def meta(self, config: Config, **extra: Any) -> dict[str, Any]:
+        """The readable part: settings, position, and whatever else the runner knows."""
+        return {
+            "step": self.step,
+            "epoch": self.step // config.steps_per_epoch,
+            "steps_per_epoch": config.steps_per_epoch,
+            "history": copy.deepcopy(self.history),
+            **extra,
+            "versions": installed_versions(),
+            "config": config.model_dump(mode="json"),
+        }
 
-def seed_generators(seed: int, stream: int) -> None:
-    """Seeds torch, NumPy and Python from (seed, stream), so that streams are independent of each other."""
-    words = np.random.SeedSequence([seed, stream]).generate_state(4)
+
+def seed_generators(*seed: int) -> None:
+    """Seeds torch, NumPy and Python; different tuples of numbers give streams independent of each other."""
+    words = np.random.SeedSequence(seed).generate_state(4)
     torch.manual_seed(int(words[0]) << 32 | int(words[1]))
     np.random.seed(words[2])
     random.seed(int(words[3]))
 
 
-def save_generators(directory: Path, rank: int) -> None:
-    """Writes the state of every random generator of this process."""
-    numpy_state = np.random.get_state(legacy=False)
-    torch.save(
-        {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": numpy_state | {"state": numpy_state["state"] | {"key": numpy_state["state"]["key"].tolist()}},
-            "python": random.getstate(),
-        },
-        directory / _generator_file(rank),
-    )
+def generator_states() -> dict[str, Any]:
+    """The state of every random generator of this process, as plain values."""
+    numpy_state: Any = np.random.get_state(legacy=False)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": numpy_state | {"state": numpy_state["state"] | {"key": numpy_state["state"]["key"].tolist()}},
+        "python": random.getstate(),
+    }
 
 
 def load_generators(directory: Path, rank: int) -> bool:
-    """Restores what `save_generators` wrote; False where the checkpoint has none for this rank (fewer workers then)."""
-    path = directory / _generator_file(rank)
+    """Restores `generator_states` of this rank; False where the checkpoint has none (fewer workers wrote it)."""
+    path = directory / generator_file(rank)
     if not path.exists():
         return False
-    states = _load_plain(path)
+    states = load_plain(path)
     torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and states["cuda"]:
         torch.cuda.set_rng_state_all(states["cuda"])
@@ -128,41 +152,45 @@ def load_generators(directory: Path, rank: int) -> bool:
     return True
 
 
-def write_meta(directory: Path, config: Config, state: TrainState, **extra: Any) -> None:
-    """Writes the readable part: config, position, versions, and whatever else the runner knows."""
-    meta = {
-        "step": state.step,
-        "epoch": state.step // config.steps_per_epoch,
-        "steps_per_epoch": config.steps_per_epoch,
-        "history": state.history,
-        **extra,
-        "versions": installed_versions(),
-        "config": config.model_dump(mode="json"),
-    }
-    (directory / META_FILE).write_text(json.dumps(meta, indent=1) + "\n")
-
-
-def read_meta(directory: Path) -> dict[str, Any]:
-    """Raises CheckpointError naming the file."""
-    path = directory / META_FILE
-    try:
-        meta = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not the description of a checkpoint ({error})") from error
-    if not isinstance(meta, dict) or not {"step", "config"} <= meta.keys():
-        raise CheckpointError(f"{path}: not the description of a checkpoint (no step or config in it)")
-    return meta
-
-
 def installed_versions() -> dict[str, str]:
-    """Python's version and those of the packages that results depend on."""
+    """Versions of Python and of the packages that a run uses."""
     versions = {"python": platform.python_version()}
-    for package in VERSIONED_PACKAGES:
+    for package in DECISIVE_PACKAGES + OTHER_PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
+
+
+def changed_since(meta: Mapping[str, Any], config: Config, dataset: Mapping[str, Any]) -> dict[str, str]:
+    """What alters a step and is not as it was when a checkpoint was written: key -> `this, not that`.
+
+    Keys are settings, `dataset`, and packages.
+    """
+    changed = config.changed_settings(parse_config(meta["config"], META_FILE))
+    if meta["dataset"] != dataset:
+        changed["dataset"] = f"{_describe(dataset)}, not {_describe(meta['dataset'])}"
+    now = installed_versions()
+    for package in DECISIVE_PACKAGES:
+        then = meta["versions"].get(package)
+        if now[package] != then:
+            changed[package] = f"{now[package]}, not {then}"
+    return changed
+
+
+def check_allowed(changed: Mapping[str, str], allowed: Collection[str], path: str) -> None:
+    """Raises CheckpointError naming what differs from the checkpoint at `path` without being allowed to."""
+    refused = {key: change for key, change in changed.items() if key not in allowed}
+    if refused:
+        listed = "; ".join(f"{key}: {change}" for key, change in refused.items())
+        raise CheckpointError(
+            f"{path} cannot be continued exactly: {listed} (--allow-changed {','.join(refused)} goes on all the same)"
+        )
+
+
+def _describe(dataset: Mapping[str, Any]) -> str:
+    return f"{dataset['sequences']} sequences, {dataset['frames']} frames, annotations {dataset['fingerprint'][:12]}"
 
 
 def check_model_fits(directory: Path, model: SeqTrack) -> None:
@@ -173,17 +201,10 @@ def check_model_fits(directory: Path, model: SeqTrack) -> None:
             stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted: Mapping[str, Any] = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if mismatch := describe_mismatch(stored, wanted):
         raise CheckpointError(f"{path}: does not fit the model; {mismatch}")
 
 
-def _load_plain(path: Path) -> dict[str, Any]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load lets through what zip, pickle and storage code raise
-        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _generator_file(rank: int) -> str:
-    return f"rng_rank_{rank:04d}.pt"
+def _on_host(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any, Literal, NamedTuple
 
 import ray
 import torch
 from pyarrow import ArrowException, fs
-from ray.train import Checkpoint, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from seqtrack.config import Config, ConfigError, load_settings
+from seqtrack.config import Config, ConfigError, load_settings, setting_docs
 from seqtrack.data.lasot import DataError, FrameIndex, Root, build_index, open_root
 from seqtrack.data.stream import StreamSource
 from seqtrack.data.synthetic import ensure_synthetic
@@ -24,11 +33,14 @@ from seqtrack.data.triplets import TripletSource
 from seqtrack.model.seqtrack import build_model
 from seqtrack.model.weights import starting_weights
 from seqtrack.tracking import mlflow as tracking
+from seqtrack.training.checkpoint import CheckpointError, find_checkpoint, verify_checkpoint, whole_checkpoints
 from seqtrack.training.runlog import LOG_FILE, LogFollower, RunLogHandler
-from seqtrack.training.state import CheckpointError, check_model_fits, read_meta
-from seqtrack.training.worker import Job, train_worker
+from seqtrack.training.state import DECISIVE_PACKAGES, changed_since, check_allowed, check_model_fits
+from seqtrack.training.worker import BrokenDataError, Ended, Job, StopRequest, train_worker
 
 logger = logging.getLogger("seqtrack.training")
+
+SETTINGS_FILE = "config.yaml"
 
 
 class Resources(NamedTuple):
@@ -42,19 +54,25 @@ class Resources(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run."""
+    """A run that ended as it should, or was asked to stop."""
 
     folder: str
     last_checkpoint: Checkpoint | None
     history: list[dict[str, float]]
     """Summary of each epoch."""
+    step: int
+    stopped_by: int | None
+    """The signal that asked it to stop before the last step."""
     tracking_uri: str
 
 
-def run_training(config: Config, resume_from: str | None = None) -> Outcome:
+def run_training(config: Config, resume_from: str | None = None, allow_changed: Collection[str] = ()) -> Outcome:
     """Trains as `config` says on the Ray cluster at hand, and shows the log on the console meanwhile.
 
-    Raises ConfigError, DataError or CheckpointError before any worker starts; ray.train's TrainingFailedError later.
+    A run that has checkpoints of its own goes on from the newest; else from `resume_from`, if given. SIGTERM or Ctrl-C
+    makes it write a checkpoint and stop. `allow_changed`: settings, packages or `dataset` that may differ from the
+    checkpoint's. Raises ConfigError, DataError, WeightsError or CheckpointError before any worker starts;
+    BrokenDataError or ray.train's TrainingFailedError later.
     """
     check_supported(config)
     config = settle_paths(config)
@@ -62,50 +80,110 @@ def run_training(config: Config, resume_from: str | None = None) -> Outcome:
     index = build_index(config.DATA, root)
     triplets = TripletSource.from_config(config, index, root)
     check_frames_exist(index, root)
-    checkpoint = check_checkpoint(config, resume_from) if resume_from else None
-    weights, weights_source = starting_weights(config) if checkpoint is None else ({}, str(resume_from))
+    dataset = describe_dataset(index)
+
+    filesystem, run_folder = open_run_folder(config, allow_changed)
+    own = own_checkpoint(filesystem, run_folder)
+    start = own or (open_checkpoint(resume_from) if resume_from else None)
+    if start is not None:
+        check_checkpoint(config, start, dataset, allow_changed, finished_is_fine=own is not None)
+    weights, weights_source = starting_weights(config) if start is None else ({}, start.path)
 
     join_cluster()
     resources = plan_resources(config, cluster_resources())
-    filesystem, run_folder = open_run_folder(config)
+    write_settings(config, filesystem, run_folder)
 
     run_id = tracking.open_run(config, {"dataset_fingerprint": index.fingerprint, "seed": str(config.SEED)})
     log_path = f"{run_folder}/{LOG_FILE}"
-    succeeded = False
+    stop = ray.remote(StopRequest).options(num_cpus=0).remote()
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        with LogFollower(filesystem, log_path):
+        with LogFollower(filesystem, log_path), _Signals(stop) as signals:
             _log_start(config, index, resources, weights_source, RunLogHandler(filesystem, log_path))
             job = Job(
                 config,
                 StreamSource(ray.put(triplets), resources.cpus_per_task),
-                index.fingerprint,
+                dataset,
                 ray.put(weights) if weights else None,
-                checkpoint,
+                start,
+                frozenset(allow_changed),
+                stop,
                 run_id,
+                code_revision(),
             )
-            result = build_trainer(job, resources).fit()
-        succeeded = True
+            result = signals.run(build_trainer(job, resources).fit)
+        ended: Ended = result.return_value
+        if ended.error is not None:
+            raise BrokenDataError(ended.error)
+        status = "KILLED" if ended.stopped else "FINISHED"
     finally:
-        tracking.close_run(config, run_id, succeeded)
+        tracking.close_run(config, run_id, status)
     return Outcome(
         f"{config.RUN.STORAGE_PATH}/{config.RUN.NAME}",
         result.checkpoint,
-        result.return_value,
+        ended.history,
+        ended.step,
+        signals.received if ended.stopped else None,
         tracking.tracking_uri(config),
     )
+
+
+class _Signals:
+    """While its block runs, SIGTERM and Ctrl-C ask the workers to stop; a second one ends the process at once."""
+
+    def __init__(self, stop: ray.actor.ActorHandle) -> None:
+        self._stop = stop
+        self._before: dict[int, Any] = {}
+        self.received: int | None = None
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python hears no signals
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def run(self, fit: Callable[[], Result]) -> Result:
+        """Runs `fit` in a thread of its own: in the main one Ray Train would take Ctrl-C for itself."""
+        future: Future[Result] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(fit())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=call, name="ray-train-fit", daemon=True).start()
+        while True:
+            with suppress(FutureTimeoutError):
+                return future.result(timeout=0.2)
+            if self.received is not None and self._stop is not None:
+                self._stop.request.remote()
+                self._stop = None
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        self.received = number
+        sys.stderr.write(f"\n{signal.Signals(number).name}: writing a checkpoint, then stopping …\n")
+        signal.signal(number, signal.SIG_DFL)
 
 
 def build_trainer(job: Job, resources: Resources) -> TorchTrainer:
     """The Ray Train trainer of a checked job."""
     config = job.config
+    # How often the controller looks at its workers: reports, and so checkpoints, wait for it.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     callbacks = []
     if job.mlflow_run_id:
         callbacks.append(tracking.MlflowCallback(tracking.tracking_uri(config), job.mlflow_run_id))
+    workers, fewest = config.RUN.WORKERS, config.RUN.MIN_WORKERS
     return TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=config.RUN.WORKERS,
+            num_workers=workers if fewest is None else (fewest, workers),
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker={"CPU": resources.cpus_per_worker}
             | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
@@ -113,6 +191,8 @@ def build_trainer(job: Job, resources: Resources) -> TorchTrainer:
         run_config=RunConfig(
             name=config.RUN.NAME,
             storage_path=config.RUN.STORAGE_PATH,
+            checkpoint_config=CheckpointConfig(num_to_keep=config.TRAIN.KEEP_CHECKPOINTS),
+            failure_config=FailureConfig(max_failures=config.RUN.MAX_FAILURES),
             callbacks=callbacks,
             logging_config=LoggingConfig("WARNING"),
         ),
@@ -151,6 +231,21 @@ def settle_paths(config: Config) -> Config:
     return config.with_settings(settled)
 
 
+def describe_dataset(index: FrameIndex) -> dict[str, Any]:
+    """What checkpoints say about the data: sizes, by class too, and the fingerprint of the annotations."""
+    classes: dict[str, dict[str, int]] = {}
+    for name, frames in zip(index.classes, index.lengths.tolist(), strict=True):
+        sizes = classes.setdefault(name, {"sequences": 0, "frames": 0})
+        sizes["sequences"] += 1
+        sizes["frames"] += frames
+    return {
+        "sequences": len(index.names),
+        "frames": index.num_frames,
+        "classes": classes,
+        "fingerprint": index.fingerprint,
+    }
+
+
 def check_frames_exist(index: FrameIndex, root: Root) -> None:
     """Raises DataError if a sequence has annotations but no folder of frames."""
     folders = [Path(index.frame_path(row, 0)).parent.as_posix() for row in range(len(index.names))]
@@ -163,60 +258,135 @@ def check_frames_exist(index: FrameIndex, root: Root) -> None:
         )
 
 
-@contextmanager
-def open_checkpoint(path: str) -> Iterator[tuple[Checkpoint, Path]]:
-    """A checkpoint at a folder or URI, and a local folder with its files. Raises CheckpointError."""
+def open_checkpoint(path: str) -> Checkpoint:
+    """The checkpoint that a path or URI means (as `find_checkpoint`). Raises CheckpointError."""
     try:
-        checkpoint = Checkpoint(path if "://" in path else _absolute(path))
-        with checkpoint.as_directory() as directory:
-            yield checkpoint, Path(directory)
+        filesystem, fs_path = fs.FileSystem.from_uri(path if "://" in path else _absolute(path))
+        return Checkpoint(find_checkpoint(filesystem, fs_path, path), filesystem)
     except (OSError, ArrowException) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
 
 
-def check_checkpoint(config: Config, path: str) -> Checkpoint:
-    """Raises CheckpointError if there is none, if it does not fit the settings, or if nothing is left to train."""
-    with open_checkpoint(path) as (checkpoint, directory):
-        meta = read_meta(directory)
+def own_checkpoint(filesystem: fs.FileSystem, run_folder: str) -> Checkpoint | None:
+    """The newest finished checkpoint in a run's folder, where an earlier start of the run was interrupted.
+
+    Ray Train's own list of a run's checkpoints is set aside where it knows another newest one, or cannot be read: it is
+    not written in one piece, and the crash that interrupted the run may have cut it off.
+    """
+    names = whole_checkpoints(filesystem, run_folder)
+    snapshot = f"{run_folder}/checkpoint_manager_snapshot.json"
+    if filesystem.get_file_info(snapshot).type == fs.FileType.File:
+        with filesystem.open_input_file(snapshot) as file:
+            content = file.read()
+        try:
+            listed = [result["checkpoint_dir_name"] for result in json.loads(content)["checkpoint_results"]]
+        except (ValueError, KeyError, TypeError):
+            listed = []
+        if not listed or listed[-1:] != names[-1:] or not set(listed) <= set(names):
+            filesystem.delete_file(snapshot)
+    return Checkpoint(f"{run_folder}/{names[-1]}", filesystem) if names else None
+
+
+def read_checkpoint(
+    checkpoint: Checkpoint, check: Callable[[Path, dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
+    """Verifies a checkpoint and returns its `meta.json`; `check` sees the local copy too. Raises CheckpointError."""
+    try:
+        with checkpoint.as_directory() as directory:
+            meta = verify_checkpoint(Path(directory), checkpoint.path)
+            if check is not None:
+                check(Path(directory), meta)
+            return meta
+    except (OSError, ArrowException) as error:
+        raise CheckpointError(f"{checkpoint.path}: cannot be read ({error})") from error
+
+
+def check_checkpoint(
+    config: Config,
+    checkpoint: Checkpoint,
+    dataset: dict[str, Any],
+    allow_changed: Collection[str] = (),
+    finished_is_fine: bool = False,
+) -> None:
+    """Raises CheckpointError if it is damaged, going on from it would not be exact, or nothing is left to train."""
+
+    def check(directory: Path, meta: dict[str, Any]) -> None:
         with torch.device("meta"):
             model = build_model(config)
         check_model_fits(directory, model)
-    if meta.get("steps_per_epoch") != config.steps_per_epoch:
-        raise CheckpointError(
-            f"{path}: has {meta.get('steps_per_epoch')} steps an epoch, these settings {config.steps_per_epoch}"
-        )
-    if meta["step"] >= config.total_steps:
-        raise CheckpointError(
-            f"{path}: has finished epoch {meta['epoch']}, and TRAIN.EPOCH is {config.TRAIN.EPOCH}: nothing is left to "
-            f"train (TRAIN.EPOCH={meta['epoch'] + config.TRAIN.EPOCH} goes on)"
-        )
-    return checkpoint
+        path = checkpoint.path
+        if meta["steps_per_epoch"] != config.steps_per_epoch:
+            raise CheckpointError(
+                f"{path}: has {meta['steps_per_epoch']} steps an epoch, these settings {config.steps_per_epoch}"
+            )
+        check_allowed(changed_since(meta, config, dataset), allow_changed, path)
+        if meta["step"] >= config.total_steps and not finished_is_fine:
+            raise CheckpointError(
+                f"{path}: has finished epoch {meta['epoch']}, and TRAIN.EPOCH is {config.TRAIN.EPOCH}: nothing is left "
+                f"to train (TRAIN.EPOCH={meta['epoch'] + config.TRAIN.EPOCH} goes on)"
+            )
+
+    read_checkpoint(checkpoint, check)
 
 
-def open_run_folder(config: Config) -> tuple[fs.FileSystem, str]:
-    """Makes the run's folder and writes the settings into it. A run of the same name and settings goes on.
+def open_run_folder(config: Config, allow_changed: Collection[str] = ()) -> tuple[fs.FileSystem, str]:
+    """The run's folder, which need not exist yet. A run of the same name and settings goes on.
 
-    Raises ConfigError where that is impossible, and where the folder holds a run of other settings.
+    Raises ConfigError where it cannot be read, and where it holds a run of other settings.
     """
     try:
         filesystem, path = fs.FileSystem.from_uri(config.RUN.STORAGE_PATH)
         folder = f"{path}/{config.RUN.NAME}"
-        settings_file = f"{folder}/config.yaml"
+        settings_file = f"{folder}/{SETTINGS_FILE}"
         if filesystem.get_file_info(settings_file).type == fs.FileType.File:
             with filesystem.open_input_file(settings_file) as file:
                 earlier = load_settings(file.read().decode(), settings_file)
-            changed = config.changed_settings(earlier)
+            changed = [
+                f"{key}: {change}"
+                for key, change in config.changed_settings(earlier).items()
+                if key not in allow_changed
+            ]
             if changed:
                 raise ConfigError(
                     f"RUN.NAME {config.RUN.NAME}: {folder} holds a run with other settings ({', '.join(changed)}); "
                     "another RUN.NAME keeps both"
                 )
+    except (OSError, ArrowException) as error:
+        raise ConfigError(f"RUN.STORAGE_PATH {config.RUN.STORAGE_PATH}: cannot be read ({error})") from error
+    return filesystem, folder
+
+
+def write_settings(config: Config, filesystem: fs.FileSystem, folder: str) -> None:
+    """Makes the run's folder and writes the settings into it. Raises ConfigError."""
+    try:
         filesystem.create_dir(folder, recursive=True)
-        with filesystem.open_output_stream(settings_file) as file:
+        with filesystem.open_output_stream(f"{folder}/{SETTINGS_FILE}") as file:
             file.write(config.to_yaml().encode())
     except (OSError, ArrowException) as error:
         raise ConfigError(f"RUN.STORAGE_PATH {config.RUN.STORAGE_PATH}: cannot be written ({error})") from error
-    return filesystem, folder
+
+
+def check_allowances(keys: Collection[str]) -> None:
+    """Raises ConfigError naming what `--allow-changed` cannot mean."""
+    known = {key for key, _, _ in setting_docs()} | {"dataset", *DECISIVE_PACKAGES}
+    for key in keys:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1)
+            raise ConfigError(
+                f"--allow-changed {key}: neither a setting nor `dataset` nor one of {', '.join(DECISIVE_PACKAGES)}"
+                + (f"; did you mean {nearest[0]}?" if nearest else "")
+            )
+
+
+def code_revision() -> str:
+    """The commit that this package runs from, with a + where files were changed since; "unknown" outside of git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+" if status else "")
 
 
 def join_cluster() -> None:
@@ -247,18 +417,19 @@ def plan_resources(config: Config, cluster: dict[str, float]) -> Resources:
     """
     run, cpus, gpus = config.RUN, cluster["CPU"], cluster["GPU"]
     gpus_per_worker = run.GPUS_PER_WORKER if run.GPUS_PER_WORKER is not None else float(gpus > 0)
-    if run.WORKERS * gpus_per_worker > gpus:
+    fewest = run.MIN_WORKERS or run.WORKERS
+    if fewest * gpus_per_worker > gpus:
         raise ConfigError(
-            f"RUN.WORKERS {run.WORKERS} × {gpus_per_worker:g} GPUs asked for, and the cluster has {gpus:g} "
+            f"RUN.WORKERS {fewest} × {gpus_per_worker:g} GPUs asked for, and the cluster has {gpus:g} "
             "(RUN.GPUS_PER_WORKER=0 trains on CPUs)"
         )
     # At most half of the CPUs by default, so that the data pipeline has the other half.
     default = min(1.0, int(cpus / (2 * run.WORKERS) * 1000) / 1000)
     cpus_per_worker = run.CPUS_PER_WORKER if run.CPUS_PER_WORKER is not None else default
-    left = cpus - run.WORKERS * cpus_per_worker
+    left = cpus - fewest * cpus_per_worker
     if left < 0.01:
         raise ConfigError(
-            f"RUN.WORKERS {run.WORKERS} × {cpus_per_worker:g} CPUs leave none of the cluster's {cpus:g} for the data "
+            f"RUN.WORKERS {fewest} × {cpus_per_worker:g} CPUs leave none of the cluster's {cpus:g} for the data "
             "pipeline (smaller RUN.CPUS_PER_WORKER or fewer RUN.WORKERS)"
         )
     return Resources(cpus_per_worker, gpus_per_worker, min(1.0, left))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
-import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +20,35 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor
 
 from seqtrack.config import Config
 from seqtrack.data.stream import HostBatch, StreamPlan, StreamSource, check_batch, stream_batches
+from seqtrack.training.checkpoint import (
+    Contents,
+    checkpoint_name,
+    verify_checkpoint,
+    write_checkpoint,
+)
 from seqtrack.training.meters import EpochMeter, log_line, summary_line
 from seqtrack.training.optimization import Batch, set_determinism, train_step
 from seqtrack.training.runlog import LOG_FILE, RunLogHandler
-from seqtrack.training.state import TrainState, load_generators, read_meta, save_generators, write_meta
+from seqtrack.training.state import (
+    TrainState,
+    changed_since,
+    check_allowed,
+    generator_states,
+    load_generators,
+    seed_generators,
+)
 
 logger = logging.getLogger("seqtrack.training")
 
 MAX_BROKEN_SHARE = 0.01
 SHOWN_PROBLEMS = 20
+SECONDS_BETWEEN_QUESTIONS = 5.0
+"""Ray looks for nodes that are about to go as often; asking it takes a round trip through all workers."""
 
 
 class BrokenDataError(RuntimeError):
@@ -43,21 +61,87 @@ class Job:
 
     config: Config
     stream: StreamSource
-    fingerprint: str
-    """Of the frame index."""
+    dataset: dict[str, Any]
+    """What the data are: sequences, frames, fingerprint of the index."""
     weights: ray.ObjectRef | None
     """What a run that starts anew replaces its random weights by, wholly or in part."""
-    resume_from: ray.train.Checkpoint | None
-    """Where a fresh run starts; a run that has checkpoints of its own goes on from its latest."""
+    resume_from: Checkpoint | None
+    """Where the run starts; after a failure it goes on from its own latest."""
+    allow_changed: frozenset[str]
+    """What may differ from the checkpoint: settings, packages, `dataset`."""
+    stop: ray.actor.ActorHandle
+    """The StopRequest."""
     mlflow_run_id: str | None
+    code_revision: str
+    """Of the repository that the job runs from."""
 
 
-def train_worker(settings: dict[str, Any]) -> list[dict[str, float]]:
-    """Trains to the end of the last epoch. `settings["job"]` is the Job. Returns the summary of each epoch."""
+@dataclass(frozen=True)
+class Ended:
+    """How the loop ended."""
+
+    history: list[dict[str, float]]
+    """Summary of each epoch."""
+    step: int
+    stopped: bool = False
+    """Before the last step, because the job was asked to stop."""
+    error: str | None = None
+    """What makes going on useless, so that it is not tried again."""
+
+
+class StopRequest:
+    """An actor through which the job tells the workers to write a checkpoint and end."""
+
+    def __init__(self) -> None:
+        self._requested = asyncio.Event()
+
+    async def request(self) -> None:
+        self._requested.set()
+
+    async def wait(self) -> None:
+        await self._requested.wait()
+
+
+def train_worker(settings: dict[str, Any]) -> Ended:
+    """Trains to the end of the last epoch, or until the job is asked to stop. `settings["job"]` is the Job."""
     job: Job = settings["job"]
     context = ray.train.get_context()
     with _run_log(context):
-        return _Worker(job, context.get_world_rank(), context.get_world_size()).run()
+        worker = _Worker(job, context.get_world_rank(), context.get_world_size())
+        try:
+            return worker.run()
+        except BrokenDataError as error:
+            return Ended(worker.state.history, worker.state.step, error=str(error))
+
+
+class _Agreement:
+    """Lets all ranks act in the same step on what one of them noticed.
+
+    A flag that is raised at one step is seen by everyone at the next, so nobody waits for the answer.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self._world_size = world_size
+        self._group: Any = dist.new_group(backend="gloo") if world_size > 1 else None
+        self._asked: tuple[Any, Tensor] | None = None
+
+    def exchange(self, *flags: bool) -> tuple[bool, ...]:
+        if self._group is None:
+            return flags
+        answered, raised = self._asked, torch.tensor(flags, dtype=torch.uint8)
+        self._asked = dist.all_reduce(raised, dist.ReduceOp.MAX, self._group, async_op=True), raised
+        if answered is None:
+            return (False,) * len(flags)
+        answered[0].wait()
+        return tuple(answered[1].bool().tolist())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on rank 0."""
+        if self._group is None:
+            return [value]
+        values = [None] * self._world_size if dist.get_rank() == 0 else None
+        dist.gather_object(value, values, group=self._group)
+        return values or []
 
 
 class _Worker:
@@ -69,26 +153,37 @@ class _Worker:
         set_determinism(job.config.TRAIN.DETERMINISTIC)
         checkpoint = ray.train.get_checkpoint() or job.resume_from
         weights = ray.get(job.weights) if job.weights and not checkpoint else None
+        self.resumed_from: dict[str, Any] | None = None
+        """The checkpoint of another run that this one started from, and its step."""
         self.state = TrainState.fresh(job.config, rank, self.device, weights)
         self._restore(checkpoint)
         self.model = ray.train.torch.prepare_model(self.state.model)
+        self.agreement = _Agreement(world_size)
+        self.writing: Future[None] | None = None
+        """The checkpoint that is being written beside the steps."""
+        self.stop_requested = threading.Event()
+        self.asked_at = time.monotonic()
+        self.preempted = False
         self.problems: list[str] = []  # this rank's broken frames since the last interval
         self.broken: list[str] = []  # every rank's in this epoch
         self.unread: list[Tensor] = []  # metrics of the last steps, still on the device
         self.intervals: list[dict[str, float]] = []  # since the last report
         self.interval_steps, self.interval_began = 0, 0.0
 
-    def run(self) -> list[dict[str, float]]:
+    def run(self) -> Ended:
         config, state = self.config, self.state
         per_epoch = config.steps_per_epoch
         self._announce()
         self.model.train()
+        if self.rank == 0:
+            threading.Thread(target=self._await_stop, name="await-stop", daemon=True).start()
         batches = stream_batches(
             self.job.stream, self.plan, self.rank, state.step, config.total_steps, config.steps_per_epoch
         )
         clock = time.perf_counter()
         self.interval_began = state.meter.seconds
-        while state.step < config.total_steps:
+        stopping = False
+        while state.step < config.total_steps and not stopping:
             waited = -time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter()
@@ -97,6 +192,7 @@ class _Worker:
             self.unread.append(train_step(self.model, state.optimizer, self._to_device(batch), config))
             state.step += 1
             self.interval_steps += 1
+            stopping, preempted = self._notice()
 
             now = time.perf_counter()
             state.meter.seconds += now - clock
@@ -104,51 +200,80 @@ class _Worker:
             clock = now
             epoch_ends = state.step % per_epoch == 0
             interval_ends = epoch_ends or self._passed_multiple(config.TRAIN.PRINT_INTERVAL)
-            checkpoint_due = epoch_ends or _every(config.TRAIN.CHECKPOINT_EVERY_STEPS, state.step % per_epoch)
-            if interval_ends or checkpoint_due:
+            planned = epoch_ends or _every(config.TRAIN.CHECKPOINT_EVERY_STEPS, state.step % per_epoch)
+            if interval_ends or planned or stopping or preempted:
                 self._read_meters()
             if interval_ends:
                 self._log_interval()
             if epoch_ends:
                 self._end_epoch()
-            if checkpoint_due:
-                self._report(epoch_ends)
-        return state.history
+            if planned or stopping or preempted:
+                self._checkpoint()
+        batches.close()
+        self._await_writing()
+        return Ended(state.history, state.step, stopped=state.step < config.total_steps)
 
-    def _restore(self, checkpoint: ray.train.Checkpoint | None) -> None:
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
             return
         with checkpoint.as_directory() as directory:
-            self.state.load(Path(directory))
+            meta = verify_checkpoint(Path(directory), checkpoint.path)
+            changed = changed_since(meta, self.config, self.job.dataset)
+            check_allowed(changed, self.job.allow_changed, checkpoint.path)
+            self.state.load(Path(directory), new_schedule=any(key.startswith("TRAIN.") for key in changed))
             if not load_generators(Path(directory), self.rank):
+                seed_generators(self.config.SEED, 1 + self.rank, self.state.step)
                 logger.warning("the checkpoint has no random generators for rank %d; it draws new ones", self.rank)
-            logger.info(
-                "Restored %s : step %d, epoch %d of %d",
-                checkpoint.path,
-                self.state.step,
-                self.state.step // self.config.steps_per_epoch,
-                self.config.TRAIN.EPOCH,
+        own_folder = ray.train.get_context().get_storage().experiment_fs_path
+        own = Path(checkpoint.path).parent == Path(own_folder)
+        self.resumed_from = meta["resumed_from"] if own else {"path": checkpoint.path, "step": self.state.step}
+        logger.info(
+            "Restored %s : step %d, epoch %d of %d",
+            checkpoint.path,
+            self.state.step,
+            self.state.step // self.config.steps_per_epoch,
+            self.config.TRAIN.EPOCH,
+        )
+
+    def _await_stop(self) -> None:
+        with suppress(ray.exceptions.RayError):  # the job is gone, and soon this process
+            ray.get(self.job.stop.wait.remote())
+            self.stop_requested.set()
+
+    def _notice(self) -> tuple[bool, bool]:
+        """Whether the job was asked to stop, and whether Ray has just announced that a node will go."""
+        ask = self.rank == 0 and time.monotonic() - self.asked_at > SECONDS_BETWEEN_QUESTIONS
+        if ask:
+            self.asked_at = time.monotonic()
+        stop, ask = self.agreement.exchange(self.stop_requested.is_set(), ask)
+        info = ray.train.get_preemption_info() if ask else None
+        news = info is not None and not self.preempted
+        if news:
+            self.preempted = True
+            logger.warning(
+                "Preemption : a node of this run is about to go; writing a checkpoint at step %d", self.state.step
             )
-            fingerprint = read_meta(Path(directory)).get("dataset_fingerprint")
-            if fingerprint != self.job.fingerprint:
-                logger.warning(
-                    "the checkpoint was trained on other data: %s, not %s", fingerprint, self.job.fingerprint
-                )
+        return stop, news
 
     def _announce(self) -> None:
         parameters = sum(parameter.numel() for parameter in self.state.model.parameters())
         logger.info(
-            "Training %s on %d worker%s (%s, %d thread%s), %s, deterministic: %s, %.1f M parameters",
+            "Training %s on %d worker%s (%s), %s, deterministic: %s, %.1f M parameters",
             self.config.MODEL.ENCODER.TYPE,
             self.world_size,
             "" if self.world_size == 1 else "s",
-            torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device,
-            torch.get_num_threads(),
-            "" if torch.get_num_threads() == 1 else "s",
+            self._hardware(),
             self.config.TRAIN.PRECISION,
             "yes" if self.config.TRAIN.DETERMINISTIC else "NO, runs will not repeat bit for bit",
             parameters / 1e6,
         )
+
+    def _hardware(self) -> str:
+        """What a worker computes on."""
+        threads = f"{torch.get_num_threads()} thread{'' if torch.get_num_threads() == 1 else 's'}"
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)}, {threads}"
+        return f"{self.device}, {threads}"
 
     def _to_device(self, batch: HostBatch) -> Batch:
         def move(array: Any) -> Tensor:
@@ -172,8 +297,10 @@ class _Worker:
             dist.all_reduce(metrics)
             dist.all_reduce(problems)
             metrics /= self.world_size
+        learning_rate = self.state.optimizer.param_groups[0]["lr"]
         for loss, iou, grad_norm in metrics.tolist():
             self.state.meter.add(loss, iou, grad_norm)
+            self.state.metrics.append((loss, iou, grad_norm, learning_rate))
         self.unread.clear()
         if problems.item():
             self._handle_broken_frames()
@@ -226,30 +353,59 @@ class _Worker:
         self.broken = []
         self.interval_began = 0.0
 
-    def _report(self, epoch_ended: bool) -> None:
-        """Hands metrics and a checkpoint to Ray Train, which keeps it once every worker's part is stored."""
+    def _checkpoint(self) -> None:
+        """Copies the state and has it written beside the next steps; only then does Ray Train hear of it.
+
+        At most one is under way: where the one before is still being written, this waits.
+        """
+        self._await_writing()
         state, config = self.state, self.config
         epoch, step = divmod(state.step, config.steps_per_epoch)
-        name = f"checkpoint_epoch_{epoch:04d}" if epoch_ended else f"checkpoint_epoch_{epoch:04d}_step_{step:06d}"
         metrics: dict[str, Any] = {"step": state.step, "intervals": self.intervals}
-        if epoch_ended:
+        if step == 0:
             metrics["epoch_summary"] = state.history[-1]
-        with tempfile.TemporaryDirectory() as directory:
-            save_generators(Path(directory), self.rank)
-            if self.rank == 0:
-                state.save(Path(directory))
-                write_meta(
-                    Path(directory),
-                    config,
-                    state,
-                    world_size=self.world_size,
-                    dataset_fingerprint=self.job.fingerprint,
-                    mlflow_run_id=self.job.mlflow_run_id,
-                )
-            ray.train.report(metrics, ray.train.Checkpoint(directory), checkpoint_dir_name=name)
         self.intervals = []
+        generators = self.agreement.gather(generator_states())
+        if self.rank != 0:
+            ray.train.report(metrics, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+            return
+        model, training = state.snapshot()
+        meta = state.meta(
+            config,
+            resumed_from=self.resumed_from,
+            world_size=self.world_size,
+            hardware=self._hardware(),
+            dataset=self.job.dataset,
+            code_revision=self.job.code_revision,
+            mlflow_run_id=self.job.mlflow_run_id,
+        )
+        contents = Contents(model, training, generators, meta)
+        storage = ray.train.get_context().get_storage()
+        name = checkpoint_name(epoch, step)
+        checkpoint = Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
+        writing = self.writing = Future()
+
+        def write(checkpoint: Checkpoint, _: str) -> Checkpoint:
+            write_checkpoint(contents, checkpoint.filesystem, checkpoint.path)  # may be called again, by Ray's retries
+            writing.set_result(None)
+            return checkpoint
+
+        ray.train.report(
+            metrics,
+            checkpoint,
+            name,
+            CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=False,  # `write` leaves it where it belongs
+            checkpoint_upload_fn=write,
+        )
         for handler in logging.getLogger("seqtrack").handlers:
             handler.flush()
+
+    def _await_writing(self) -> None:
+        """Where the writing fails, Ray Train ends this worker with its error."""
+        if self.writing is not None:
+            self.writing.result()
+            self.writing = None
 
     def _epoch(self) -> int:
         """The epoch, from 1, that the last finished step belongs to."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -9,17 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pyarrow import fs
 
 from seqtrack.config import Config
+from seqtrack.training.checkpoint import CheckpointError, Contents, generator_file, write_checkpoint
 from seqtrack.training.optimization import Batch, train_step
 from seqtrack.training.state import (
-    CheckpointError,
     TrainState,
+    changed_since,
+    check_allowed,
+    generator_states,
     load_generators,
-    read_meta,
-    save_generators,
     seed_generators,
-    write_meta,
 )
 
 CPU = torch.device("cpu")
@@ -40,10 +42,20 @@ def train(state: TrainState, config: Config, stop: int) -> None:
     while state.step < stop:
         loss, iou, grad_norm = train_step(state.model, state.optimizer, make_batch(state.step), config).tolist()
         state.meter.add(loss, iou, grad_norm)
+        state.metrics.append((loss, iou, grad_norm, state.optimizer.param_groups[0]["lr"]))
         state.step += 1
         if state.step % 4 == 0:
             state.scheduler.step()
             state.history.append({"step": state.step, "loss": loss})
+
+
+DATASET = {"sequences": 4, "frames": 120, "fingerprint": "0123456789abcdef"}
+
+
+def save(state: TrainState, config: Config, folder: Path) -> Path:
+    contents = Contents(*state.snapshot(), [generator_states()], state.meta(config, dataset=DATASET))
+    write_checkpoint(contents, fs.LocalFileSystem(), str(folder))
+    return folder
 
 
 def generators_next() -> tuple[float, float, float]:
@@ -53,20 +65,21 @@ def generators_next() -> tuple[float, float, float]:
 def test_a_run_continued_from_its_checkpoint_ends_with_the_same_bits(tiny_config: Config, tmp_path: Path) -> None:
     whole = TrainState.fresh(tiny_config, 0, CPU)
     train(whole, tiny_config, 6)
-    whole.save(tmp_path)
-    save_generators(tmp_path, 0)
+    folder = save(whole, tiny_config, tmp_path / "checkpoint")
     train(whole, tiny_config, 12)
     after_whole = generators_next()
 
     seed_generators(99, 0)  # anything but what the first run had
     continued = TrainState.fresh(tiny_config.with_settings({"SEED": 77}), 0, CPU)
-    continued.load(tmp_path)
-    assert load_generators(tmp_path, 0)
+    continued.load(folder)
+    assert load_generators(folder, 0)
     train(continued, tiny_config, 12)
 
     assert continued.step == 12
     assert continued.meter == whole.meter
     assert continued.history == whole.history
+    assert continued.metrics == whole.metrics
+    assert len(whole.metrics) == 12
     assert continued.scheduler.state_dict() == whole.scheduler.state_dict()
     assert generators_next() == after_whole
     for name, tensor in whole.model.state_dict().items():
@@ -85,32 +98,32 @@ def test_fresh_states_of_a_seed_are_equal_and_of_ranks_draw_differently(tiny_con
     assert draws[0] != draws[2]
 
 
-def test_generators_of_a_rank_that_was_not_there_are_missing(tmp_path: Path) -> None:
-    save_generators(tmp_path, 0)
-    assert not load_generators(tmp_path, 1)
+def test_a_snapshot_does_not_follow_later_steps(tiny_config: Config) -> None:
+    state = TrainState.fresh(tiny_config, 0, CPU)
+    train(state, tiny_config, 4)
+    weights, training = state.snapshot()
+    kept = copy.deepcopy((weights, training))
+    train(state, tiny_config, 8)
+    torch.testing.assert_close((weights, training), kept, rtol=0, atol=0)
+    assert not torch.equal(weights["pos_embed"], state.model.state_dict()["pos_embed"])
+
+
+def test_generators_of_a_rank_that_was_not_there_are_missing(tiny_config: Config, tmp_path: Path) -> None:
+    folder = save(TrainState.fresh(tiny_config, 0, CPU), tiny_config, tmp_path / "checkpoint")
+    assert not load_generators(folder, 1)
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_the_parameters_named(
     tiny_config: Config, tmp_path: Path
 ) -> None:
-    TrainState.fresh(tiny_config, 0, CPU).save(tmp_path)
+    folder = save(TrainState.fresh(tiny_config, 0, CPU), tiny_config, tmp_path / "checkpoint")
     other = tiny_config.with_settings({"MODEL.BINS": 20, "MODEL.DECODER.DEC_LAYERS": 2})
     with pytest.raises(CheckpointError) as error:
-        TrainState.fresh(other, 0, CPU).load(tmp_path)
+        TrainState.fresh(other, 0, CPU).load(folder)
     assert "18 missing: decoder.body.layers.1.linear1.bias, " in str(error.value)
     smaller = tiny_config.with_settings({"MODEL.BINS": 20})
     with pytest.raises(CheckpointError, match=r"word_embeddings.weight is \[18, 32\], not \[22, 32\]"):
-        TrainState.fresh(smaller, 0, CPU).load(tmp_path)
-
-
-@pytest.mark.parametrize("file", ["state.pt", "model.safetensors"])
-def test_a_cut_off_file_is_named(tiny_config: Config, tmp_path: Path, file: str) -> None:
-    state = TrainState.fresh(tiny_config, 0, CPU)
-    state.save(tmp_path)
-    content = (tmp_path / file).read_bytes()
-    (tmp_path / file).write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=f"{file}: cannot be read"):
-        state.load(tmp_path)
+        TrainState.fresh(smaller, 0, CPU).load(folder)
 
 
 def test_a_checkpoint_cannot_run_code(tiny_config: Config, tmp_path: Path) -> None:
@@ -119,26 +132,66 @@ def test_a_checkpoint_cannot_run_code(tiny_config: Config, tmp_path: Path) -> No
             return os.mkdir, (str(tmp_path / "attacked"),)
 
     state = TrainState.fresh(tiny_config, 0, CPU)
-    state.save(tmp_path)
-    torch.save({"optimizer": Attack()}, tmp_path / "state.pt", pickle_module=pickle)
-    with pytest.raises(CheckpointError):
-        state.load(tmp_path)
+    folder = save(state, tiny_config, tmp_path / "checkpoint")
+    for file, load in (("state.pt", state.load), (generator_file(0), lambda path: load_generators(path, 0))):
+        torch.save({"optimizer": Attack()}, folder / file, pickle_module=pickle)
+        with pytest.raises(CheckpointError, match=f"{file}: cannot be read"):
+            load(folder)
     assert not (tmp_path / "attacked").exists()
 
 
-def test_meta_tells_what_the_checkpoint_is(tiny_config: Config, tmp_path: Path) -> None:
+def test_meta_tells_what_the_checkpoint_is(tiny_config: Config) -> None:
     state = TrainState.fresh(tiny_config, 0, CPU)
     state.step = 9
-    write_meta(tmp_path, tiny_config, state, world_size=2)
-    meta = read_meta(tmp_path)
+    meta = state.meta(tiny_config, world_size=2)
     assert (meta["step"], meta["epoch"], meta["world_size"]) == (9, 1, 2)
     assert Config.model_validate_json(json.dumps(meta["config"])) == tiny_config
     assert meta["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", '{"step": 1}'])
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path, text: str | None) -> None:
-    if text is not None:
-        (tmp_path / "meta.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"meta\.json: not the description of a checkpoint"):
-        read_meta(tmp_path)
+def test_what_alters_a_step_is_told_from_what_does_not(tiny_config: Config) -> None:
+    meta = TrainState.fresh(tiny_config, 0, CPU).meta(tiny_config, dataset=DATASET)
+    assert changed_since(meta, tiny_config, DATASET) == {}
+    harmless = {
+        "TRAIN.EPOCH": 9,
+        "RUN.WORKERS": 2,
+        "TRAIN.PRINT_INTERVAL": 1,
+        "RUN.NAME": "b",
+        "DATA.ROOT": "/elsewhere",
+    }
+    assert changed_since(meta, tiny_config.with_settings(harmless), DATASET) == {}
+    meta["versions"]["torch"] = "1.0"
+    other_data = DATASET | {"frames": 119}
+    changed = changed_since(meta, tiny_config.with_settings({"TRAIN.LR": 0.5, "SEED": 4}), other_data)
+    assert changed == {
+        "TRAIN.LR": "0.5, not 0.001",
+        "SEED": "4, not 3",
+        "dataset": "4 sequences, 119 frames, annotations 0123456789ab, "
+        "not 4 sequences, 120 frames, annotations 0123456789ab",
+        "torch": f"{torch.__version__.partition('+')[0]}, not 1.0",
+    }
+
+
+def test_a_change_has_to_be_allowed_by_name() -> None:
+    changed = {"TRAIN.LR": "0.5, not 0.001", "torch": "2, not 1"}
+    check_allowed(changed, {"TRAIN.LR", "torch", "SEED"}, "runs/a")
+    with pytest.raises(CheckpointError) as error:
+        check_allowed(changed, {"torch"}, "runs/a")
+    assert str(error.value) == (
+        "runs/a cannot be continued exactly: TRAIN.LR: 0.5, not 0.001 (--allow-changed TRAIN.LR goes on all the same)"
+    )
+
+
+def test_a_changed_learning_rate_takes_effect_at_the_checkpoints_epoch(tiny_config: Config, tmp_path: Path) -> None:
+    whole = TrainState.fresh(tiny_config, 0, CPU)  # LR 0.001, × 0.1 after each epoch of 4 steps
+    train(whole, tiny_config, 4)
+    folder = save(whole, tiny_config, tmp_path / "checkpoint")
+    changed = tiny_config.with_settings({"TRAIN.LR": 0.5, "TRAIN.WEIGHT_DECAY": 0.25})
+    continued = TrainState.fresh(changed, 0, CPU)
+    continued.load(folder, new_schedule=True)
+    rest, encoder = continued.optimizer.param_groups
+    assert (rest["lr"], encoder["lr"]) == (pytest.approx(0.05), pytest.approx(0.005))
+    assert rest["weight_decay"] == 0.25
+    continued.scheduler.step()
+    assert rest["lr"] == pytest.approx(0.005)
+    assert continued.optimizer.state_dict()["state"].keys() == whole.optimizer.state_dict()["state"].keys()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,35 +14,12 @@ import timm
 import torch
 import yaml
 from mlflow import MlflowClient
-from safetensors.torch import load_file
 
 from seqtrack.config import Config, SyntheticConfig, parse_config
 from seqtrack.data.lasot import build_index, open_root
 from seqtrack.data.sampling import draw_sample, usable_sequences
 from seqtrack.data.synthetic import write_synthetic
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-def load_job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_job", REPOSITORY / "ray_jobs" / "train.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-job = load_job()
-
-
-def write_config(settings: dict[str, Any], folder: Path) -> str:
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return str(path)
-
-
-def weights(run: Path, checkpoint: str) -> dict[str, torch.Tensor]:
-    return load_file(run / checkpoint / "model.safetensors")
+from tests.training.runs import job, weights, write_config
 
 
 def summaries(run: Path, checkpoint: str) -> list[dict[str, float]]:
@@ -70,7 +45,7 @@ def test_a_run_leaves_a_log_checkpoints_and_curves_and_says_where(
         "checkpoint_epoch_0002",
     ]
     files = sorted(path.name for path in (run / "checkpoint_epoch_0002").iterdir())
-    assert files == ["meta.json", "model.safetensors", "rng_rank_0000.pt", "state.pt"]
+    assert files == ["SHA256SUMS", "meta.json", "model.safetensors", "rng_rank_0000.pt", "state.pt"]
     assert yaml.safe_load((run / "config.yaml").read_text())["TRAIN"]["LR"] == 0.001
 
     assert f"--resume-from {run}/checkpoint_epoch_0002 TRAIN.EPOCH=4" in console
@@ -86,22 +61,6 @@ def test_a_run_leaves_a_log_checkpoints_and_curves_and_says_where(
     epochs = [point.value for point in client.get_metric_history(run_id, "epoch/loss")]
     assert epochs == [summary["loss"] for summary in summaries(run, "checkpoint_epoch_0002")]
     assert json.loads((run / "checkpoint_epoch_0002/meta.json").read_text())["mlflow_run_id"] == run_id
-
-
-def test_a_resumed_run_repeats_the_rest_bit_for_bit(
-    cluster: None, tiny_settings: dict[str, Any], tmp_path: Path
-) -> None:
-    """From the middle of an epoch: weights, averages and learning rates are those of the run that was not stopped."""
-    tiny_settings["TRAIN"]["CHECKPOINT_EVERY_STEPS"] = 4
-    config = write_config(tiny_settings, tmp_path)
-    assert job.main(["--config", config]) == 0
-    run, resumed = tmp_path / "runs/tiny", tmp_path / "runs/resumed"
-    for stop, name in (("checkpoint_epoch_0000_step_000004", "resumed"), ("checkpoint_epoch_0001", "resumed-later")):
-        assert job.main(["--config", config, "--resume-from", str(run / stop), f"RUN.NAME={name}"]) == 0
-        resumed = tmp_path / "runs" / name
-        assert summaries(resumed, "checkpoint_epoch_0002") == summaries(run, "checkpoint_epoch_0002")
-        for key, tensor in weights(run, "checkpoint_epoch_0002").items():
-            assert torch.equal(tensor, weights(resumed, "checkpoint_epoch_0002")[key]), key
 
 
 def test_a_checkpoint_brings_its_settings(cluster: None, tiny_settings: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""What writing checkpoints beside the steps costs them.
+
+    python benchmarks/checkpoint.py [--config configs/demo.yaml] [--every 50] [--turns 4] [--batch 32]
+
+Stretches of EVERY steps with a checkpoint at their beginning (the state copied, then written by a thread) take turns
+with stretches without, so that a machine's other load falls on both; what counts is the ratio. The published B256 state
+needs `--config configs/seqtrack_b256.yaml --batch 1 --every 12`, and some minutes on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+from pyarrow import fs
+
+from seqtrack.config import Config, load_config
+from seqtrack.training.checkpoint import Contents, checkpoint_name, write_checkpoint
+from seqtrack.training.optimization import Batch, train_step
+from seqtrack.training.state import TrainState, generator_states
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure what checkpoints cost the steps beside them.")
+    parser.add_argument("--config", default="configs/demo.yaml")
+    parser.add_argument("--every", type=int, default=50, help="steps between checkpoints")
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--batch", type=int, help="samples a step; unset: the config's")
+    options = parser.parse_args()
+    config = load_config(options.config)
+    state = TrainState.fresh(config, 0, torch.device("cpu"))
+    batch = made_up_batch(config, options.batch or config.TRAIN.BATCH_SIZE)
+    train_step(state.model, state.optimizer, batch, config)  # the optimizer's state is made in the first step
+
+    times: dict[bool, list[float]] = {True: [], False: []}
+    copies, writes = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(2 * options.turns):
+            writing = turn % 2 == 0
+            thread = None
+            for step in range(options.every):
+                began = time.perf_counter()
+                train_step(state.model, state.optimizer, batch, config)
+                if writing and step == 0:
+                    copied = time.perf_counter()
+                    contents = Contents(*state.snapshot(), [generator_states()], state.meta(config))
+                    copies.append(time.perf_counter() - copied)
+
+                    def write(contents: Contents = contents, name: str = checkpoint_name(turn, 0)) -> None:
+                        wrote = time.perf_counter()
+                        write_checkpoint(contents, fs.LocalFileSystem(), f"{folder}/{name}")
+                        writes.append(time.perf_counter() - wrote)
+
+                    thread = threading.Thread(target=write)
+                    thread.start()
+                times[writing].append(time.perf_counter() - began)
+            if thread is not None:
+                thread.join()
+        size = sum(path.stat().st_size for path in (Path(folder) / checkpoint_name(0, 0)).iterdir())
+    print(f"{config.MODEL.ENCODER.TYPE}: {size / 2**20:.0f} MiB a checkpoint, every {options.every} steps")
+    copy, write_time = statistics.median(copies), statistics.median(writes)
+    print(f"copying takes {copy:.3f} s, writing beside the steps {write_time:.2f} s")
+    for name, of in (("median", statistics.median), ("mean", statistics.mean)):
+        without, beside = of(times[False]), of(times[True])
+        print(f"{name} step: {without:.4f} s without, {beside:.4f} s with: {100 * (beside / without - 1):+.1f} %")
+
+
+def made_up_batch(config: Config, size: int) -> Batch:
+    search, template, number = config.DATA.SEARCH.SIZE, config.DATA.TEMPLATE.SIZE, config.DATA.TEMPLATE.NUMBER
+    generator = torch.Generator().manual_seed(0)
+
+    def images(*shape: int) -> torch.Tensor:
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+    return Batch(
+        images(size, number, template, template, 3),
+        images(size, search, search, 3),
+        torch.rand(size, 4, generator=generator) * 0.5,
+        torch.ones(size, number + 1),
+    )
+
+
+if __name__ == "__main__":
+    main()
