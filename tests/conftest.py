@@ -15,6 +15,7 @@ import torch
 
 from seqtrack.config import Config, SyntheticConfig, parse_config
 from seqtrack.data.synthetic import write_synthetic
+from seqtrack.training.trainer import forget_dead_cluster
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -22,6 +23,7 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A real Ray cluster of four (logical) CPUs on this machine, shared by all tests."""
+    forget_dead_cluster()
     ray.init("local", num_cpus=4, log_to_driver=False, include_dashboard=True)
     yield
     ray.shutdown()

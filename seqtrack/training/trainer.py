@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -393,6 +394,7 @@ def join_cluster() -> None:
     """Joins the cluster at RAY_ADDRESS or one on this machine, or starts one. Raises ConfigError."""
     if ray.is_initialized():
         return
+    forget_dead_cluster()
     try:
         # Workers write to train.log, which is shown here; their raw output is in Ray's own logs.
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
@@ -401,6 +403,20 @@ def join_cluster() -> None:
             f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS', 'unset')}: {error} (a cluster with token authentication takes "
             "RAY_AUTH_MODE=token and its token)"
         ) from error
+
+
+def forget_dead_cluster() -> None:
+    """Removes the note of this machine's cluster, as `ray stop` does, where that cluster was killed.
+
+    Ray takes the note on trust and waits minutes for a cluster that is gone.
+    """
+    note = ray._private.utils.get_ray_address_file(None)
+    host, _, port = (ray._private.utils.read_ray_address() or "").rpartition(":")
+    if host:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except (OSError, ValueError):
+            Path(note).unlink(missing_ok=True)
 
 
 def cluster_resources() -> dict[str, float]:

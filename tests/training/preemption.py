@@ -30,7 +30,11 @@ def main(config: str, run: Path, line: str) -> int:
         cluster.add_node(num_cpus=2)
     ray.init(cluster.address, log_to_driver=False)
     threading.Thread(target=take_a_node_away, args=(cluster, run / "train.log", line), daemon=True).start()
-    return job.main(["--config", config, f"RUN.NAME={run.name}"])
+    try:
+        return job.main(["--config", config, f"RUN.NAME={run.name}"])
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def take_a_node_away(cluster: Cluster, log: Path, line: str) -> None:
