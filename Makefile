@@ -5,12 +5,16 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/demo.yaml
 ARGS ?=
 
-.PHONY: train test lint format mlflow lock clean
+.PHONY: train reproduce test lint format mlflow lock clean
 .DELETE_ON_ERROR:
 
 ## train: set up if needed, then train the demo (CONFIG=…, ARGS="KEY=VALUE …")
 train: $(VENV)/installed
 	$(BIN)/python ray_jobs/train.py --config $(CONFIG) $(ARGS)
+
+## reproduce: train the demo twice, the second time from epoch 3 on, and compare bit for bit (CONFIG=…, ARGS=…)
+reproduce: $(VENV)/installed
+	$(BIN)/python ray_jobs/reproduce.py --config $(CONFIG) $(ARGS)
 
 ## test: set up if needed, then run the whole test suite (ARGS="-k stream")
 test: $(VENV)/installed

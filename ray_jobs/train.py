@@ -13,13 +13,20 @@ import signal
 import sys
 from pathlib import Path
 
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from seqtrack.config import Config, ConfigError, load_config, parse_config, setting_docs
 from seqtrack.data.lasot import DataError
 from seqtrack.model.weights import WeightsError
 from seqtrack.training.checkpoint import CheckpointError
-from seqtrack.training.trainer import Outcome, check_allowances, open_checkpoint, read_checkpoint, run_training
+from seqtrack.training.trainer import (
+    Outcome,
+    check_allowances,
+    explain_failure,
+    open_checkpoint,
+    read_checkpoint,
+    run_training,
+)
 from seqtrack.training.worker import BrokenDataError
 
 
@@ -87,12 +94,6 @@ def read_settings(options: argparse.Namespace) -> Config:
     if config.RUN.NAME is None:
         config = config.with_settings({"RUN.NAME": f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"})
     return config
-
-
-def explain_failure(error: Exception) -> str:
-    """The workers' own errors, without the layers that carried them here."""
-    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    return "\n".join(sorted({str(failure) for failure in failures.values()})) or str(error)
 
 
 def again(options: argparse.Namespace, config: Config) -> str:

@@ -41,6 +41,35 @@ def tracking_uri(config: Config) -> str:
 
 def open_run(config: Config, tags: dict[str, str]) -> str:
     """Creates the MLflow run with every setting as a parameter and returns its id. Raises MlflowException."""
+    client, experiment_id = _open_store(config)
+    run_id = client.create_run(experiment_id, run_name=config.RUN.NAME, tags=tags).info.run_id
+    params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in config.flat().items()]
+    for first in range(0, len(params), PARAMS_PER_REQUEST):
+        client.log_batch(run_id, params=params[first : first + PARAMS_PER_REQUEST])
+    client.log_text(run_id, config.to_yaml(), "config.yaml")
+    return run_id
+
+
+def open_parent_run(config: Config) -> str:
+    """The MLflow run that holds the parts of the experiment RUN.NAME: of an earlier start of it, or a new one."""
+    client, experiment_id = _open_store(config)
+    found = client.search_runs([experiment_id], f"tags.experiment_of_parts = '{config.RUN.NAME}'", max_results=1)
+    if found:
+        return found[0].info.run_id
+    tags = {"experiment_of_parts": str(config.RUN.NAME)}
+    return client.create_run(experiment_id, run_name=config.RUN.NAME, tags=tags).info.run_id
+
+
+def log_report(config: Config, run_id: str, folder: Path, metrics: dict[str, float]) -> None:
+    """Puts a report's files into the run's artifacts, under `report`, and its numbers into the run's metrics."""
+    client = MlflowClient(tracking_uri(config))
+    client.log_artifacts(run_id, str(folder), "report")
+    for name, value in metrics.items():
+        client.log_metric(run_id, name, value)
+
+
+def _open_store(config: Config) -> tuple[MlflowClient, str]:
+    """A client, and the id of the experiment, made if need be."""
     for chatty in ("alembic", "mlflow.store.db.utils"):  # they announce every table of a new store
         logging.getLogger(chatty).setLevel(logging.WARNING)
     client = MlflowClient(tracking_uri(config))
@@ -52,12 +81,7 @@ def open_run(config: Config, tags: dict[str, str]) -> str:
         file = tracking_uri(config).removeprefix("sqlite:///")
         artifacts = str(Path(file).parent / "mlartifacts") if file != tracking_uri(config) else None
         experiment_id = client.create_experiment(config.MLFLOW.EXPERIMENT, artifact_location=artifacts)
-    run_id = client.create_run(experiment_id, run_name=config.RUN.NAME, tags=tags).info.run_id
-    params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in config.flat().items()]
-    for first in range(0, len(params), PARAMS_PER_REQUEST):
-        client.log_batch(run_id, params=params[first : first + PARAMS_PER_REQUEST])
-    client.log_text(run_id, config.to_yaml(), "config.yaml")
-    return run_id
+    return client, experiment_id
 
 
 def close_run(config: Config, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:

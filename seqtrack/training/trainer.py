@@ -25,6 +25,7 @@ import torch
 from pyarrow import ArrowException, fs
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from seqtrack.config import Config, ConfigError, load_settings, setting_docs
 from seqtrack.data.lasot import DataError, FrameIndex, Root, build_index, open_root
@@ -67,13 +68,19 @@ class Outcome:
     tracking_uri: str
 
 
-def run_training(config: Config, resume_from: str | None = None, allow_changed: Collection[str] = ()) -> Outcome:
+def run_training(
+    config: Config,
+    resume_from: str | None = None,
+    allow_changed: Collection[str] = (),
+    parent_run: str | None = None,
+) -> Outcome:
     """Trains as `config` says on the Ray cluster at hand, and shows the log on the console meanwhile.
 
     A run that has checkpoints of its own goes on from the newest; else from `resume_from`, if given. SIGTERM or Ctrl-C
     makes it write a checkpoint and stop. `allow_changed`: settings, packages or `dataset` that may differ from the
-    checkpoint's. Raises ConfigError, DataError, WeightsError or CheckpointError before any worker starts;
-    BrokenDataError or ray.train's TrainingFailedError later.
+    checkpoint's. `parent_run`: the MLflow run that this one is a part of.
+    Raises ConfigError, DataError, WeightsError or CheckpointError before any worker starts; BrokenDataError or
+    ray.train's TrainingFailedError later.
     """
     check_supported(config)
     config = settle_paths(config)
@@ -94,7 +101,8 @@ def run_training(config: Config, resume_from: str | None = None, allow_changed: 
     resources = plan_resources(config, cluster_resources())
     write_settings(config, filesystem, run_folder)
 
-    run_id = tracking.open_run(config, {"dataset_fingerprint": index.fingerprint, "seed": str(config.SEED)})
+    tags = {"dataset_fingerprint": index.fingerprint, "seed": str(config.SEED)}
+    run_id = tracking.open_run(config, tags | ({"mlflow.parentRunId": parent_run} if parent_run else {}))
     log_path = f"{run_folder}/{LOG_FILE}"
     stop = ray.remote(StopRequest).options(num_cpus=0).remote()
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
@@ -377,6 +385,12 @@ def check_allowances(keys: Collection[str]) -> None:
                 f"--allow-changed {key}: neither a setting nor `dataset` nor one of {', '.join(DECISIVE_PACKAGES)}"
                 + (f"; did you mean {nearest[0]}?" if nearest else "")
             )
+
+
+def explain_failure(error: Exception) -> str:
+    """The workers' own errors, without the layers that carried them here."""
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    return "\n".join(sorted({str(failure) for failure in failures.values()})) or str(error)
 
 
 def code_revision() -> str:

@@ -15,15 +15,16 @@ REPOSITORY = Path(__file__).parents[2]
 TIMES = ("seconds", "samples_per_second", "data_wait_fraction", "wait_seconds")
 
 
-def load_job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_job", REPOSITORY / "ray_jobs" / "train.py")
+def load_job(name: str) -> ModuleType:
+    """A program of `ray_jobs/`."""
+    spec = importlib.util.spec_from_file_location(f"{name}_job", REPOSITORY / "ray_jobs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-job = load_job()
+job = load_job("train")
 
 
 def write_config(settings: dict[str, Any], folder: Path) -> str:

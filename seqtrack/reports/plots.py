@@ -1,0 +1,139 @@
+"""Figures of the two-phase report, for a screen, half a printed page, and eyes that do not tell red from green.
+
+Colours are Okabe and Ito's. Phase 1 is a broad light line and phase 2 a thin dark dashed one on top, so that both are
+seen where they coincide, in grey print too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from seqtrack.reports.phases import METRICS, Comparison, Phase
+
+BLUE, VERMILLION, GREEN = "#56B4E9", "#8C2D04", "#009E73"
+STYLES: Sequence[dict[str, Any]] = (
+    {"color": BLUE, "linewidth": 4.5, "solid_capstyle": "round"},
+    {"color": VERMILLION, "linewidth": 1.3, "linestyle": (0, (4, 2))},
+)
+POINTS = 300
+"""A curve has at most so many; each is the mean of the steps that it stands for."""
+
+SIZE = (6.4, 3.6)
+LABELS = {"loss": "Training loss (cross-entropy)", "iou": "Training IoU", "grad_norm": "Gradient norm", "lr": "LR"}
+
+
+def report_figures(phase1: Phase, phase2: Phase | None, comparison: Comparison | None) -> dict[str, Figure]:
+    """Every figure of the report by its file's name; without phase 2, those of phase 1 alone."""
+    phases = [phase for phase in (phase1, phase2) if phase is not None]
+    figures = {
+        "loss": _figure(lambda axes: _curves(axes, phases, "loss")),
+        "iou": _figure(lambda axes: _curves(axes, phases, "iou")),
+        "training": _training(phases),
+    }
+    if phase2 is not None and comparison is not None:
+        figures["difference"] = _figure(lambda axes: _differences(axes, phase1, phase2, comparison))
+    return figures | {"throughput": _throughput(phases)}
+
+
+def _figure(draw: Callable[[Axes], None]) -> Figure:
+    figure = Figure(SIZE, layout="constrained")
+    draw(_axes(figure.subplots()))
+    return figure
+
+
+def _training(phases: Sequence[Phase]) -> Figure:
+    figure = Figure((SIZE[0], 5.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    _curves(_axes(upper), phases, "loss")
+    _curves(_axes(lower), phases, "iou")
+    upper.set_xlabel("")
+    lower.get_legend().remove()
+    return figure
+
+
+def _throughput(phases: Sequence[Phase]) -> Figure:
+    figure = Figure((SIZE[0], 5.0), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    panels = ((upper, "samples_per_second", 1.0), (lower, "data_wait_fraction", 100.0))
+    for axes, key, factor in panels:
+        _axes(axes)
+        for phase, style, marker in zip(phases, STYLES, "os", strict=False):
+            epochs = phase.epochs()
+            values = [epoch[key] * factor for epoch in epochs]
+            line = style | {"linewidth": min(style["linewidth"], 2.5)}
+            axes.plot(
+                [epoch["epoch"] for epoch in epochs], values, label=phase.name, marker=marker, markersize=4, **line
+            )
+        axes.set_ylim(0, 1.1 * axes.dataLim.ymax or 1)
+    upper.set_ylabel("Samples / s")
+    lower.set_ylabel("Waiting for data (%)")
+    lower.set_xlabel("Epoch")
+    _legend(upper)
+    return figure
+
+
+def _curves(axes: Axes, phases: Sequence[Phase], metric: str) -> None:
+    for phase, style in zip(phases, STYLES, strict=False):
+        axes.plot(*_binned(phase, phase.steps[:, METRICS.index(metric)]), label=phase.name, **style)
+        if phase.first_step:
+            axes.axvline(phase.first_step / phase.steps_per_epoch, color="0.5", linewidth=0.8, linestyle=":")
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel(LABELS[metric])
+    _legend(axes)
+
+
+def _differences(axes: Axes, phase1: Phase, phase2: Phase, comparison: Comparison) -> None:
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel("|phase 1 − phase 2|")
+    first, last = comparison.first_step, comparison.last_step
+    per_epoch = phase2.steps_per_epoch
+    axes.set_xlim(first / per_epoch, max(last, first + 1) / per_epoch)
+    distances = np.abs(phase1.steps[first:last] - phase2.steps[first:last])
+    shown = [(metric, distances[:, METRICS.index(metric)]) for metric in ("loss", "iou")]
+    if not any((distance > 0).any() for _, distance in shown):
+        axes.set_yticks([])
+        text = (
+            f"Every difference is exactly 0\nin all of {last - first:,} steps" if last > first else "Nothing to compare"
+        )
+        axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=12)
+        return
+    axes.set_yscale("log")
+    for (metric, distance), style, marker in zip(shown, ((VERMILLION, "-"), (GREEN, "--")), "os", strict=True):
+        seen = distance > 0
+        steps = (first + 1 + np.flatnonzero(seen)) / per_epoch
+        axes.plot(
+            *(steps, distance[seen]), label=LABELS[metric], color=style[0], linestyle=style[1], linewidth=1,
+            marker=marker if seen.sum() < 60 else "", markersize=3,
+        )  # fmt: skip
+    _legend(axes)
+
+
+def _binned(phase: Phase, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(epochs, means) of the steps that the phase trained itself, in at most POINTS bins."""
+    own = values[phase.first_step :]
+    bins = np.array_split(np.arange(len(own)), max(1, min(POINTS, len(own))))
+    means = np.array([own[indices].mean() for indices in bins if len(indices)])
+    middles = np.array([phase.first_step + indices.mean() + 0.5 for indices in bins if len(indices)])
+    return middles / phase.steps_per_epoch, means
+
+
+def _axes(axes: Axes) -> Axes:
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=10)
+    axes.xaxis.label.set_fontsize(11)
+    axes.yaxis.label.set_fontsize(11)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return axes
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(frameon=False, fontsize=10)
