@@ -16,6 +16,7 @@ import torch
 from seqtrack.config import Config, SyntheticConfig, parse_config
 from seqtrack.data.synthetic import write_synthetic
 from seqtrack.training.trainer import forget_dead_cluster
+from tests.settings import make_tiny_settings
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -39,25 +40,7 @@ def lasot_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_settings(lasot_root: Path, tmp_path: Path) -> dict[str, Any]:
-    """Settings, as YAML would give them, of a model and an epoch that take a second."""
-    return {
-        "SEED": 3,
-        "DATA": {
-            "ROOT": str(lasot_root),
-            "SPLIT": "all",
-            "TRAIN": {"DATASETS_NAME": ["LASOT"], "DATASETS_RATIO": [1], "SAMPLE_PER_EPOCH": 22},
-            "SEARCH": {"SIZE": 32},
-            "TEMPLATE": {"SIZE": 32, "NUMBER": 2},
-        },
-        "MODEL": {
-            "BINS": 16,
-            "HIDDEN_DIM": 32,
-            "ENCODER": {"TYPE": "vit_demo_patch16", "PRETRAIN_TYPE": "scratch"},
-            "DECODER": {"NHEADS": 2, "DIM_FEEDFORWARD": 32, "DEC_LAYERS": 1},
-        },
-        "TRAIN": {"BATCH_SIZE": 4, "EPOCH": 2, "LR": 0.001, "LR_DROP_EPOCH": 1, "PRINT_INTERVAL": 8},
-        "RUN": {"NAME": "tiny", "STORAGE_PATH": str(tmp_path / "runs")},
-    }
+    return make_tiny_settings(lasot_root, tmp_path / "runs")
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ import torch
 from ray.util.state import list_actors
 
 from seqtrack.config import load_config
+from tests.settings import make_tiny_settings
 from tests.training.runs import REPOSITORY, assert_same_bits, job, step_metrics, write_config
 
 STEPS_PER_EPOCH = 40
@@ -33,25 +34,11 @@ WORKERS = pytest.mark.parametrize("workers", [1, 2], ids=["one-worker", "two-wor
 @pytest.fixture(scope="module")
 def settings(lasot_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Three epochs of 40 steps, with a checkpoint every 10 and the learning rate dropping after each epoch."""
-    return {
-        "SEED": 3,
-        "DATA": {
-            "ROOT": str(lasot_root),
-            "SPLIT": "all",
-            "TRAIN": {"DATASETS_NAME": ["LASOT"], "DATASETS_RATIO": [1], "SAMPLE_PER_EPOCH": 158},
-            "SEARCH": {"SIZE": 32},
-            "TEMPLATE": {"SIZE": 32, "NUMBER": 2},
-        },
-        "MODEL": {
-            "BINS": 16,
-            "HIDDEN_DIM": 32,
-            "ENCODER": {"TYPE": "vit_demo_patch16", "PRETRAIN_TYPE": "scratch", "DROP_PATH": 0.1},
-            "DECODER": {"NHEADS": 2, "DIM_FEEDFORWARD": 32, "DEC_LAYERS": 1},
-        },
-        "TRAIN": {"BATCH_SIZE": 4, "EPOCH": 3, "LR": 0.001, "LR_DROP_EPOCH": 1, "PRINT_INTERVAL": 8}
-        | {"CHECKPOINT_EVERY_STEPS": 10},
-        "RUN": {"STORAGE_PATH": str(tmp_path_factory.mktemp("continuing") / "runs")},
-    }
+    settings = make_tiny_settings(lasot_root, tmp_path_factory.mktemp("continuing") / "runs")
+    settings["DATA"]["TRAIN"]["SAMPLE_PER_EPOCH"] = 158
+    settings["MODEL"]["ENCODER"]["DROP_PATH"] = 0.1
+    settings["TRAIN"] |= {"EPOCH": 3, "CHECKPOINT_EVERY_STEPS": 10}
+    return settings
 
 
 @pytest.fixture(scope="module")
