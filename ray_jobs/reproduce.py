@@ -140,7 +140,7 @@ def report(
         raise CheckpointError("phase 1 has no finished checkpoint: nothing to report")
     comparison = compare(phase1, phase2, tolerance) if phase2 is not None else None
     with tempfile.TemporaryDirectory() as directory:
-        write_report(phase1, phase2, comparison, models_to_show(phase1, phase2), Path(directory))
+        write_report(phase1, phase2, comparison, models_to_show(phase1, phase2), Path(directory), str(config.RUN.NAME))
         filesystem, path = fs.FileSystem.from_uri(target)
         filesystem.create_dir(path, recursive=True)
         fs.copy_files(directory, path, fs.LocalFileSystem(), filesystem)

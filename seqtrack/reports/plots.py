@@ -116,12 +116,20 @@ def _differences(axes: Axes, phase1: Phase, phase2: Phase, comparison: Compariso
 
 
 def _binned(phase: Phase, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(epochs, means) of the steps that the phase trained itself, in at most POINTS bins."""
-    own = values[phase.first_step :]
-    bins = np.array_split(np.arange(len(own)), max(1, min(POINTS, len(own))))
-    means = np.array([own[indices].mean() for indices in bins if len(indices)])
-    middles = np.array([phase.first_step + indices.mean() + 0.5 for indices in bins if len(indices)])
-    return middles / phase.steps_per_epoch, means
+    """(epochs, means) of the steps that the phase trained itself, in about POINTS bins.
+
+    A bin is a whole part of an epoch, or one epoch, so that phases that start at other epochs have the same bins.
+    """
+    per_epoch = phase.steps_per_epoch
+    parts = [size for size in range(1, per_epoch + 1) if per_epoch % size == 0]
+    size = next((size for size in parts if size * POINTS >= phase.total_steps), per_epoch)
+    steps = np.arange(phase.first_step, len(values))
+    starts = np.flatnonzero((steps % size == 0) | (steps == phase.first_step))
+    if not len(starts):
+        return np.empty(0), np.empty(0)
+    counts = np.diff(np.append(starts, len(steps)))
+    means = np.add.reduceat(values[phase.first_step :], starts) / counts
+    return (steps[starts] + counts / 2) / per_epoch, means
 
 
 def _axes(axes: Axes) -> Axes:

@@ -81,11 +81,13 @@ def write_report(
     comparison: Comparison | None,
     models: Sequence[tuple[str, Weights]],
     folder: Path,
+    name: str,
     notes: Sequence[str] = (),
 ) -> None:
     """Writes the report of two phases, or of the first alone where the second left nothing.
 
-    `models`: titles and weights of the models whose predictions the snapshots show; `notes`: what a reader must know.
+    `models`: titles and weights of the models whose predictions the snapshots show; `name`: the experiment's; `notes`:
+    what a reader must know.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = parse_config(phase1.meta["config"], META_FILE)
@@ -104,7 +106,7 @@ def write_report(
         lstrip_blocks=True,
     )
     facts = {
-        "title": f"{config.RUN.NAME}: two phases of one experiment" if phase2 else f"{config.RUN.NAME}: phase 1",
+        "title": f"{name}: two phases of one experiment" if phase2 else f"{name}: phase 1",
         "summary": _summary(config, phase1, phase2),
         "verdict": verdict(comparison),
         "comparison": comparison,

@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from seqtrack.config import Config
 from seqtrack.model.seqtrack import build_model
 from seqtrack.model.weights import Weights
 from seqtrack.reports.phases import Phase, compare
+from seqtrack.reports.plots import report_figures
 from seqtrack.reports.report import write_report
 from tests.reports.phases import made_up_phase
 
@@ -35,7 +37,7 @@ class Links(HTMLParser):
 
 
 def write(folder: Path, phase1: Phase, phase2: Phase | None, models: list[tuple[str, Weights]]) -> tuple[str, str]:
-    write_report(phase1, phase2, compare(phase1, phase2) if phase2 else None, models, folder)
+    write_report(phase1, phase2, compare(phase1, phase2) if phase2 else None, models, folder, "twice")
     return (folder / "index.html").read_text(), (folder / "report.md").read_text()
 
 
@@ -54,6 +56,16 @@ def test_the_report_says_what_ran_and_shows_how_it_went(
             assert fact in document
     assert "abc&lt;1&gt;" in page and "abc<1>" in text
     assert re.search(r"\| 3 \| 2\.\d+ \| 2\.\d+ \| 0 \|", text)
+
+
+def test_equal_phases_have_equal_curves_wherever_they_start(tiny_config: Config) -> None:
+    phases = [made_up_phase(tiny_config, epochs=40, first_epoch=first) for first in (0, 3)]
+    for phase in phases:
+        phase.steps[:, 0] += np.random.default_rng(0).random(400)
+    (axes,) = report_figures(phases[0], phases[1], compare(phases[0], phases[1]))["loss"].axes
+    first, second = (dict(line.get_xydata().tolist()) for line in axes.lines[:2])  # type: ignore[union-attr]
+    assert len(second) > 100
+    assert second.items() <= first.items()
 
 
 def test_the_page_needs_no_network(tiny_config: Config, models: list[tuple[str, Weights]], tmp_path: Path) -> None:
