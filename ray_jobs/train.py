@@ -109,8 +109,7 @@ def again(options: argparse.Namespace, config: Config) -> str:
 
 def print_stopped(outcome: Outcome, command: str) -> None:
     name = signal.Signals(outcome.stopped_by or 0).name
-    where = outcome.last_checkpoint.path if outcome.last_checkpoint is not None else "nowhere"
-    print(f"\nStopped by {name} after step {outcome.step}; the checkpoint is {where}")
+    print(f"\nStopped by {name} after step {outcome.step}; the checkpoint is {outcome.last_checkpoint}")
     print(f"To go on: {command}")
 
 
@@ -125,7 +124,7 @@ def print_outcome(outcome: Outcome) -> None:
     if outcome.last_checkpoint is not None and outcome.history:
         epochs = int(outcome.history[-1]["epoch"])
         print(
-            f"Train on:             {program('python')} ray_jobs/train.py --resume-from {outcome.last_checkpoint.path} "
+            f"Train on:             {program('python')} ray_jobs/train.py --resume-from {outcome.last_checkpoint} "
             f"TRAIN.EPOCH={2 * epochs}"
         )
     print(f"Look at the curves:   {program('mlflow')} ui --backend-store-uri {outcome.tracking_uri}")

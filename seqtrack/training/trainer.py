@@ -59,7 +59,8 @@ class Outcome:
     """A run that ended as it should, or was asked to stop."""
 
     folder: str
-    last_checkpoint: Checkpoint | None
+    last_checkpoint: str | None
+    """Its path or URI."""
     history: list[dict[str, float]]
     """Summary of each epoch."""
     step: int
@@ -127,9 +128,10 @@ def run_training(
         status = "KILLED" if ended.stopped else "FINISHED"
     finally:
         tracking.close_run(config, run_id, status)
+    folder = f"{config.RUN.STORAGE_PATH}/{config.RUN.NAME}"
     return Outcome(
-        f"{config.RUN.STORAGE_PATH}/{config.RUN.NAME}",
-        result.checkpoint,
+        folder,
+        f"{folder}/{Path(result.checkpoint.path).name}" if result.checkpoint else None,
         ended.history,
         ended.step,
         signals.received if ended.stopped else None,
