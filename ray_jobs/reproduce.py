@@ -18,6 +18,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from seqtrack.config import Config, ConfigError, load_config
 from seqtrack.data.lasot import DataError
+from seqtrack.locations import absolute, child, parent
 from seqtrack.model.weights import Weights, WeightsError, read_weights
 from seqtrack.reports.phases import Comparison, Phase, compare
 from seqtrack.reports.report import read_phase, verdict, write_report
@@ -43,7 +44,7 @@ class Place(NamedTuple):
 
     @property
     def folder(self) -> str:
-        return f"{self.storage}/{self.name}"
+        return child(self.storage, self.name)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,11 +86,11 @@ def read_settings(options: argparse.Namespace) -> Config:
 
 
 def reproduce(config: Config, options: argparse.Namespace) -> int:
-    storage = f"{config.RUN.STORAGE_PATH}/{config.RUN.NAME}"
+    storage = child(config.RUN.STORAGE_PATH, str(config.RUN.NAME))
     config = config.with_settings({"MLFLOW.TRACKING_URI": tracking.tracking_uri(config)})
-    parent = tracking.open_parent_run(config)
+    parent_run = tracking.open_parent_run(config)
     places = [given_or(options.phase1, Place(storage, "phase1")), given_or(options.phase2, Place(storage, "phase2"))]
-    start = f"{places[0].folder}/{checkpoint_name(options.resume_epoch - 1, 0)}"
+    start = child(places[0].folder, checkpoint_name(options.resume_epoch - 1, 0))
     errors: list[str | None] = [None, None]
     for number, (place, given, resume_from) in enumerate(
         zip(places, (options.phase1, options.phase2), (None, start), strict=True)
@@ -102,14 +103,14 @@ def reproduce(config: Config, options: argparse.Namespace) -> int:
             print("It was trained to its end before.")
             continue
         try:
-            outcome = run_training(phase_config, resume_from, parent_run=parent)
+            outcome = run_training(phase_config, resume_from, parent_run=parent_run)
         except (BrokenDataError, TrainingFailedError) as error:
             errors[number] = f"training failed: {explain_failure(error)}"
             continue
         if outcome.stopped_by is not None:
             raise Stopped(outcome.stopped_by)
     phases = [read(f"Phase {number + 1}", place, config, errors[number]) for number, place in enumerate(places)]
-    return report(config, phases[0], phases[1], parent, f"{storage}/report", options.tolerance)
+    return report(config, phases[0], phases[1], parent_run, child(storage, "report"), options.tolerance)
 
 
 def is_done(config: Config, place: Place) -> bool:
@@ -120,10 +121,7 @@ def is_done(config: Config, place: Place) -> bool:
 
 
 def given_or(given: str | None, place: Place) -> Place:
-    if given is None:
-        return place
-    storage, _, name = (given if "://" in given else str(Path(given).absolute())).rstrip("/").rpartition("/")
-    return Place(storage, name)
+    return place if given is None else Place(*parent(absolute(given)))
 
 
 def read(name: str, place: Place, config: Config, error: str | None) -> Phase | None:
@@ -133,7 +131,7 @@ def read(name: str, place: Place, config: Config, error: str | None) -> Phase | 
 
 
 def report(
-    config: Config, phase1: Phase | None, phase2: Phase | None, parent: str, target: str, tolerance: float
+    config: Config, phase1: Phase | None, phase2: Phase | None, parent_run: str, target: str, tolerance: float
 ) -> int:
     """Compares, writes the report, tells MLflow, and says what came out. Returns the exit code."""
     if phase1 is None:
@@ -144,16 +142,16 @@ def report(
         filesystem, path = fs.FileSystem.from_uri(target)
         filesystem.create_dir(path, recursive=True)
         fs.copy_files(directory, path, fs.LocalFileSystem(), filesystem)
-        tracking.log_report(config, parent, Path(directory), comparison_metrics(comparison))
+        tracking.log_report(config, parent_run, Path(directory), comparison_metrics(comparison))
     reproduced = comparison is not None and comparison.reproduced
-    tracking.close_run(config, parent, "FINISHED" if reproduced else "FAILED")
+    tracking.close_run(config, parent_run, "FINISHED" if reproduced else "FAILED")
     print(f"\n{verdict(comparison)}")
     for phase in (phase1, phase2):
         if phase is not None and phase.error is not None:
             print(f"{phase.name} {phase.error}", file=sys.stderr)
     if comparison is not None:
         print(f"Steps {comparison.first_step + 1} to {comparison.last_step} were compared.")
-    print(f"Report:  {target}/index.html")
+    print(f"Report:  {child(target, 'index.html')}")
     return 0 if reproduced else 1
 
 

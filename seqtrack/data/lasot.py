@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from seqtrack.config import DataConfig
+from seqtrack.locations import absolute
 
 BENCHMARK_SPLITS = ("lasot_train", "lasot_test")
 
@@ -111,7 +112,7 @@ class FrameIndex:
 def open_root(root: str) -> Root:
     """Resolves a folder or URI. Raises DataError if nothing is there."""
     try:
-        filesystem, path = fs.FileSystem.from_uri(root if "://" in root else str(Path(root).expanduser().absolute()))
+        filesystem, path = fs.FileSystem.from_uri(absolute(root))
         found = filesystem.get_file_info(path).type
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"DATA.ROOT {root}: cannot be reached ({error})") from error
@@ -171,7 +172,7 @@ def select_sequences(settings: DataConfig, root: Root) -> list[str]:
 
 def read_bytes(root: Root, path: str) -> bytes:
     """The bytes of one file below the root. Raises OSError."""
-    with root.filesystem.open_input_file(f"{root.path}/{path}") as file:
+    with root.filesystem.open_input_stream(f"{root.path}/{path}") as file:
         return file.read()
 
 

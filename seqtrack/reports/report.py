@@ -233,9 +233,9 @@ def _exact(difference: float) -> str:
 
 def _describe(filesystem: fs.FileSystem, path: str) -> PhaseCheckpoint:
     files = filesystem.get_file_info(fs.FileSelector(path))
-    with filesystem.open_input_file(f"{path}/{SUMS_FILE}") as file:
+    with filesystem.open_input_stream(f"{path}/{SUMS_FILE}") as file:
         lines = [line.split("  ") for line in file.read().decode().splitlines()]
-    with filesystem.open_input_file(f"{path}/{META_FILE}") as file:
+    with filesystem.open_input_stream(f"{path}/{META_FILE}") as file:
         step = json.loads(file.read())["step"]
     sums = {name: digest for digest, name in lines}
     return PhaseCheckpoint(path.rpartition("/")[2], step, sum(info.size or 0 for info in files), sums[MODEL_FILE])

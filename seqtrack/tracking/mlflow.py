@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from ray.train import Checkpoint, UserCallback
 
 from seqtrack.config import Config
+from seqtrack.locations import is_uri
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def tracking_uri(config: Config) -> str:
 
     Where the runs lie in an object store, which cannot hold a SQLite file, it is in this folder's `runs/`.
     """
-    folder = config.RUN.STORAGE_PATH if "://" not in config.RUN.STORAGE_PATH else str(Path("runs").absolute())
+    folder = str(Path("runs").absolute()) if is_uri(config.RUN.STORAGE_PATH) else config.RUN.STORAGE_PATH
     return os.environ.get("MLFLOW_TRACKING_URI") or config.MLFLOW.TRACKING_URI or f"sqlite:///{folder}/mlflow.db"
 
 

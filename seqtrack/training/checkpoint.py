@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import torch
@@ -150,10 +150,12 @@ def generator_file(rank: int) -> str:
 def whole_checkpoints(filesystem: fs.FileSystem, run_folder: str) -> list[str]:
     """Names of the finished checkpoints in a run's folder, in the order of their positions."""
     found: dict[tuple[int, int], str] = {}
-    for info in filesystem.get_file_info(fs.FileSelector(run_folder, allow_not_found=True)):
-        match = NAME.fullmatch(info.base_name)
-        if match and filesystem.get_file_info(f"{info.path}/{SUMS_FILE}").type == fs.FileType.File:
-            found[int(match[1]), int(match[2] or 0)] = info.base_name
+    # One listing of everything: object stores need not know a folder as such.
+    for info in filesystem.get_file_info(fs.FileSelector(run_folder, allow_not_found=True, recursive=True)):
+        folder = PurePosixPath(info.path).parent
+        match = NAME.fullmatch(folder.name)
+        if match and info.base_name == SUMS_FILE and folder.parent == PurePosixPath(run_folder):
+            found[int(match[1]), int(match[2] or 0)] = folder.name
     return [found[position] for position in sorted(found)]
 
 

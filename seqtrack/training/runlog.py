@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from contextlib import suppress
 from typing import TextIO
 
 from pyarrow import fs
@@ -44,7 +45,7 @@ def _read(filesystem: fs.FileSystem, path: str) -> str:
     """The log so far, or nothing where there is none yet."""
     if filesystem.get_file_info(path).type != fs.FileType.File:
         return ""
-    with filesystem.open_input_file(path) as file:
+    with filesystem.open_input_stream(path) as file:
         return file.read().decode(errors="replace")
 
 
@@ -69,14 +70,14 @@ class LogFollower:
 
     def _follow(self) -> None:
         while not self._ended.wait(self._seconds):
-            self._show()
+            with suppress(OSError, ValueError):  # an object store that cannot be reached now is asked again
+                self._show()
 
     def _show(self) -> None:
         if self._size() <= self._shown:
             return
-        with self._filesystem.open_input_file(self._path) as file:
-            file.seek(self._shown)
-            new = file.read()
+        with self._filesystem.open_input_stream(self._path) as file:
+            new = file.read()[self._shown :]
         whole_lines = new[: new.rfind(b"\n") + 1]
         self._out.write(whole_lines.decode(errors="replace"))
         self._out.flush()

@@ -32,6 +32,7 @@ from seqtrack.data.lasot import DataError, FrameIndex, Root, build_index, open_r
 from seqtrack.data.stream import StreamSource
 from seqtrack.data.synthetic import ensure_synthetic
 from seqtrack.data.triplets import TripletSource
+from seqtrack.locations import absolute, child
 from seqtrack.model.seqtrack import build_model
 from seqtrack.model.weights import starting_weights
 from seqtrack.tracking import mlflow as tracking
@@ -128,10 +129,10 @@ def run_training(
         status = "KILLED" if ended.stopped else "FINISHED"
     finally:
         tracking.close_run(config, run_id, status)
-    folder = f"{config.RUN.STORAGE_PATH}/{config.RUN.NAME}"
+    folder = child(config.RUN.STORAGE_PATH, str(config.RUN.NAME))
     return Outcome(
         folder,
-        f"{folder}/{Path(result.checkpoint.path).name}" if result.checkpoint else None,
+        child(folder, Path(result.checkpoint.path).name) if result.checkpoint else None,
         ended.history,
         ended.step,
         signals.received if ended.stopped else None,
@@ -228,17 +229,17 @@ def check_supported(config: Config) -> None:
 
 def settle_paths(config: Config) -> Config:
     """Writes the synthetic data set if it is asked for, and makes local paths absolute: workers run elsewhere."""
-    settled: dict[str, Any] = {"RUN.STORAGE_PATH": _absolute(config.RUN.STORAGE_PATH)}
+    settled: dict[str, Any] = {"RUN.STORAGE_PATH": absolute(config.RUN.STORAGE_PATH)}
     if config.DATA.ROOT == "synthetic":
         settled["DATA.ROOT"] = str(ensure_synthetic(config.DATA.SYNTHETIC))
     elif config.DATA.ROOT is not None:
-        settled["DATA.ROOT"] = _absolute(config.DATA.ROOT)
+        settled["DATA.ROOT"] = absolute(config.DATA.ROOT)
     if config.DATA.SPLIT.endswith(".txt"):
-        settled["DATA.SPLIT"] = _absolute(config.DATA.SPLIT)
+        settled["DATA.SPLIT"] = absolute(config.DATA.SPLIT)
     if config.MODEL.WEIGHTS is not None:
-        settled["MODEL.WEIGHTS"] = _absolute(config.MODEL.WEIGHTS)
+        settled["MODEL.WEIGHTS"] = absolute(config.MODEL.WEIGHTS)
     if config.MODEL.ENCODER.PRETRAIN_FILE is not None:
-        settled["MODEL.ENCODER.PRETRAIN_FILE"] = _absolute(config.MODEL.ENCODER.PRETRAIN_FILE)
+        settled["MODEL.ENCODER.PRETRAIN_FILE"] = absolute(config.MODEL.ENCODER.PRETRAIN_FILE)
     return config.with_settings(settled)
 
 
@@ -272,7 +273,7 @@ def check_frames_exist(index: FrameIndex, root: Root) -> None:
 def open_checkpoint(path: str) -> Checkpoint:
     """The checkpoint that a path or URI means (as `find_checkpoint`). Raises CheckpointError."""
     try:
-        filesystem, fs_path = fs.FileSystem.from_uri(path if "://" in path else _absolute(path))
+        filesystem, fs_path = fs.FileSystem.from_uri(absolute(path))
         return Checkpoint(find_checkpoint(filesystem, fs_path, path), filesystem)
     except (OSError, ArrowException) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
@@ -287,7 +288,7 @@ def own_checkpoint(filesystem: fs.FileSystem, run_folder: str) -> Checkpoint | N
     names = whole_checkpoints(filesystem, run_folder)
     snapshot = f"{run_folder}/checkpoint_manager_snapshot.json"
     if filesystem.get_file_info(snapshot).type == fs.FileType.File:
-        with filesystem.open_input_file(snapshot) as file:
+        with filesystem.open_input_stream(snapshot) as file:
             content = file.read()
         try:
             listed = [result["checkpoint_dir_name"] for result in json.loads(content)["checkpoint_results"]]
@@ -350,7 +351,7 @@ def open_run_folder(config: Config, allow_changed: Collection[str] = ()) -> tupl
         folder = f"{path}/{config.RUN.NAME}"
         settings_file = f"{folder}/{SETTINGS_FILE}"
         if filesystem.get_file_info(settings_file).type == fs.FileType.File:
-            with filesystem.open_input_file(settings_file) as file:
+            with filesystem.open_input_stream(settings_file) as file:
                 earlier = load_settings(file.read().decode(), settings_file)
             changed = [
                 f"{key}: {change}"
@@ -483,7 +484,3 @@ def _log_start(
     for line in lines:
         handler.handle(logging.makeLogRecord({"msg": line, "levelno": logging.INFO}))
     handler.flush()
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).expanduser().absolute())

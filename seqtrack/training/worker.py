@@ -114,7 +114,7 @@ def train_worker(settings: dict[str, Any]) -> Ended:
             return Ended(worker.state.history, worker.state.step, error=str(error))
 
 
-class _Agreement:
+class Agreement:
     """Lets all ranks act in the same step on what one of them noticed.
 
     A flag that is raised at one step is seen by everyone at the next, so nobody waits for the answer.
@@ -158,7 +158,7 @@ class _Worker:
         self.state = TrainState.fresh(job.config, rank, self.device, weights)
         self._restore(checkpoint)
         self.model = ray.train.torch.prepare_model(self.state.model)
-        self.agreement = _Agreement(world_size)
+        self.agreement = Agreement(world_size)
         self.writing: Future[None] | None = None
         """The checkpoint that is being written beside the steps."""
         self.stop_requested = threading.Event()

@@ -240,11 +240,30 @@ def test_a_range_of_workers_takes_what_the_cluster_has(cluster: None, config: st
     assert re.search(r"Training .* on [12] worker", (run / "train.log").read_text())
 
 
-def test_only_the_newest_checkpoints_are_kept_where_asked(cluster: None, config: str, settings: dict[str, Any]) -> None:
+class PartialWatcher(threading.Thread):
+    """Counts the checkpoints of a run that are being written at the same time."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(daemon=True)
+        self._run, self.ended, self.most = run, threading.Event(), 0
+
+    def run(self) -> None:
+        while not self.ended.wait(0.001):
+            self.most = max(self.most, len(list(self._run.glob(".checkpoint_epoch*.partial"))))
+
+
+def test_checkpoints_of_every_step_are_written_one_at_a_time_and_the_newest_kept(
+    cluster: None, config: str, settings: dict[str, Any]
+) -> None:
     run = Path(settings["RUN"]["STORAGE_PATH"], "few")
-    assert job.main(["--config", config, f"RUN.NAME={run.name}", "TRAIN.EPOCH=1", "TRAIN.KEEP_CHECKPOINTS=2"]) == 0
+    watcher = PartialWatcher(run)
+    watcher.start()
+    often = ["TRAIN.EPOCH=1", "TRAIN.CHECKPOINT_EVERY_STEPS=1", "TRAIN.KEEP_CHECKPOINTS=2"]
+    assert job.main(["--config", config, f"RUN.NAME={run.name}", *often]) == 0
+    watcher.ended.set()
+    assert watcher.most == 1
     left = sorted(path.name for path in run.glob("checkpoint_epoch*"))
-    assert left == ["checkpoint_epoch_0000_step_000030", "checkpoint_epoch_0001"]
+    assert left == ["checkpoint_epoch_0000_step_000039", "checkpoint_epoch_0001"]
 
 
 def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(
