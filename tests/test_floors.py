@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "seqtrack"
 FILES = sorted(PACKAGE.rglob("*.py"))
 RAY_FILES = ("data/stream.py", "training/worker.py", "training/trainer.py", "tracking/")
-FLOORS = ["config", "boxes", "tokens", "model", "data", "tracking", "training", "reports"]
+FLOORS = ["config", "locations", "boxes", "tokens", "model", "data", "tracking", "training", "reports"]
 """From the ground up. Files of one floor may import each other."""
 
 
