@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from contextlib import suppress
 from typing import TextIO
 
-from pyarrow import fs
+from pyarrow import ArrowException, fs
 
 LOG_FILE = "train.log"
 
@@ -70,14 +69,16 @@ class LogFollower:
 
     def _follow(self) -> None:
         while not self._ended.wait(self._seconds):
-            with suppress(OSError, ValueError):  # an object store that cannot be reached now is asked again
-                self._show()
+            self._show()
 
     def _show(self) -> None:
-        if self._size() <= self._shown:
+        try:
+            if self._size() <= self._shown:
+                return
+            with self._filesystem.open_input_stream(self._path) as file:
+                new = file.read()[self._shown :]
+        except (OSError, ArrowException):  # an object store that cannot be reached now is asked again
             return
-        with self._filesystem.open_input_stream(self._path) as file:
-            new = file.read()[self._shown :]
         whole_lines = new[: new.rfind(b"\n") + 1]
         self._out.write(whole_lines.decode(errors="replace"))
         self._out.flush()

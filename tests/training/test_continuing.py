@@ -240,30 +240,46 @@ def test_a_range_of_workers_takes_what_the_cluster_has(cluster: None, config: st
     assert re.search(r"Training .* on [12] worker", (run / "train.log").read_text())
 
 
-class PartialWatcher(threading.Thread):
-    """Counts the checkpoints of a run that are being written at the same time."""
-
-    def __init__(self, run: Path) -> None:
-        super().__init__(daemon=True)
-        self._run, self.ended, self.most = run, threading.Event(), 0
-
-    def run(self) -> None:
-        while not self.ended.wait(0.001):
-            self.most = max(self.most, len(list(self._run.glob(".checkpoint_epoch*.partial"))))
-
-
-def test_checkpoints_of_every_step_are_written_one_at_a_time_and_the_newest_kept(
-    cluster: None, config: str, settings: dict[str, Any]
-) -> None:
+def test_only_the_newest_checkpoints_are_kept_where_asked(cluster: None, config: str, settings: dict[str, Any]) -> None:
     run = Path(settings["RUN"]["STORAGE_PATH"], "few")
-    watcher = PartialWatcher(run)
-    watcher.start()
-    often = ["TRAIN.EPOCH=1", "TRAIN.CHECKPOINT_EVERY_STEPS=1", "TRAIN.KEEP_CHECKPOINTS=2"]
-    assert job.main(["--config", config, f"RUN.NAME={run.name}", *often]) == 0
-    watcher.ended.set()
-    assert watcher.most == 1
+    assert job.main(["--config", config, f"RUN.NAME={run.name}", "TRAIN.EPOCH=1", "TRAIN.KEEP_CHECKPOINTS=2"]) == 0
     left = sorted(path.name for path in run.glob("checkpoint_epoch*"))
-    assert left == ["checkpoint_epoch_0000_step_000039", "checkpoint_epoch_0001"]
+    assert left == ["checkpoint_epoch_0000_step_000030", "checkpoint_epoch_0001"]
+
+
+def test_where_writing_is_slower_than_training_one_checkpoint_at_a_time_is_under_way(
+    cluster: None, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the state is made (+) only when the one before it has been written (-)."""
+    order = tmp_path / "order"
+
+    def train_on_a_slow_disk(settings: dict[str, Any]) -> Any:
+        from seqtrack.training import worker
+
+        snapshot, write = worker.TrainState.snapshot, worker.write_checkpoint
+
+        def note(sign: str) -> None:
+            with order.open("a") as file:
+                file.write(sign)
+
+        def noted_snapshot(state: Any) -> Any:
+            note("+")
+            return snapshot(state)
+
+        def slow_write(*arguments: Any) -> None:
+            time.sleep(0.5)
+            write(*arguments)
+            note("-")
+
+        monkey = pytest.MonkeyPatch()  # this process is the worker's, and ends with it
+        monkey.setattr(worker.TrainState, "snapshot", noted_snapshot)
+        monkey.setattr(worker, "write_checkpoint", slow_write)
+        return worker.train_worker(settings)
+
+    monkeypatch.setattr("seqtrack.training.trainer.train_worker", train_on_a_slow_disk)
+    often = ["TRAIN.EPOCH=1", "TRAIN.CHECKPOINT_EVERY_STEPS=5", f"RUN.STORAGE_PATH={tmp_path}/runs"]
+    assert job.main(["--config", config, "RUN.NAME=slow", *often]) == 0
+    assert order.read_text() == "+-" * 8
 
 
 def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(

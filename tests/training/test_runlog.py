@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as fs
 import pytest
@@ -33,6 +35,32 @@ def test_the_console_shows_what_is_new_and_only_whole_lines(tmp_path: Path) -> N
     with LogFollower(fs.LocalFileSystem(), str(path), seconds=0.01, out=out), path.open("a") as file:
         file.write("new\nhalf a li")
     assert out.getvalue() == "new\n"
+
+
+class Unreliable(fs.SubTreeFileSystem):
+    """The local disk, whose files cannot be read while `away`."""
+
+    away = True
+
+    def open_input_stream(self, *arguments: Any, **options: Any) -> Any:
+        if self.away:
+            raise OSError("cannot be reached")
+        return super().open_input_stream(*arguments, **options)
+
+
+def test_the_console_goes_on_when_the_log_can_be_read_again(tmp_path: Path) -> None:
+    (tmp_path / "train.log").touch()
+    filesystem = Unreliable(str(tmp_path), fs.LocalFileSystem())
+    out = io.StringIO()
+    with LogFollower(filesystem, "train.log", seconds=0.01, out=out):
+        (tmp_path / "train.log").write_text("one\ntwo\n")
+        time.sleep(0.2)
+        assert out.getvalue() == ""
+        filesystem.away = False
+        deadline = time.monotonic() + 20
+        while not out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert out.getvalue() == "one\ntwo\n"
 
 
 def test_a_log_that_never_came_is_no_error(tmp_path: Path) -> None:
