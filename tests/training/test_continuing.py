@@ -277,9 +277,10 @@ def test_where_writing_is_slower_than_training_one_checkpoint_at_a_time_is_under
         return worker.train_worker(settings)
 
     monkeypatch.setattr("seqtrack.training.trainer.train_worker", train_on_a_slow_disk)
-    often = ["TRAIN.EPOCH=1", "TRAIN.CHECKPOINT_EVERY_STEPS=5", f"RUN.STORAGE_PATH={tmp_path}/runs"]
-    assert job.main(["--config", config, "RUN.NAME=slow", *often]) == 0
+    often = ["TRAIN.EPOCH=1", "TRAIN.CHECKPOINT_EVERY_STEPS=5", "TRAIN.KEEP_CHECKPOINTS=1"]
+    assert job.main(["--config", config, "RUN.NAME=slow", f"RUN.STORAGE_PATH={tmp_path}/runs", *often]) == 0
     assert order.read_text() == "+-" * 8
+    assert [path.name for path in tmp_path.glob("runs/slow/checkpoint_epoch*")] == ["checkpoint_epoch_0001"]
 
 
 def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(
