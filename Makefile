@@ -33,6 +33,7 @@ format: $(VENV)/installed
 
 ## mlflow: open the page with the curves of all runs under runs/
 mlflow: $(VENV)/installed
+	@echo 'The runs:  http://127.0.0.1:5000/#/experiments?workflowType=machine_learning'
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db
 
 ## lock: resolve pyproject.toml anew into requirements.lock

@@ -29,6 +29,9 @@ from seqtrack.training.trainer import (
 )
 from seqtrack.training.worker import BrokenDataError
 
+RUNS_PAGE = "http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+"""Of `mlflow ui`, which else opens with its pages about language models."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
@@ -128,6 +131,7 @@ def print_outcome(outcome: Outcome) -> None:
             f"TRAIN.EPOCH={2 * epochs}"
         )
     print(f"Look at the curves:   {program('mlflow')} ui --backend-store-uri {outcome.tracking_uri}")
+    print(f"                      then open {RUNS_PAGE}")
 
 
 def program(name: str) -> str:
