@@ -11,8 +11,9 @@ import shlex
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from mlflow.exceptions import MlflowException
 from pyarrow import fs
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -23,6 +24,7 @@ from seqtrack.model.weights import Weights, WeightsError, read_weights
 from seqtrack.reports.phases import Comparison, Phase, compare
 from seqtrack.reports.report import read_phase, verdict, write_report
 from seqtrack.tracking import mlflow as tracking
+from seqtrack.tracking.hub import HubError
 from seqtrack.training.checkpoint import CheckpointError, checkpoint_name, local_copy
 from seqtrack.training.trainer import explain_failure, open_run_folder, run_training, settle_paths
 from seqtrack.training.worker import BrokenDataError
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = read_settings(options)
         return reproduce(config, options)
-    except (ConfigError, DataError, WeightsError, CheckpointError) as error:
+    except (ConfigError, DataError, WeightsError, CheckpointError, HubError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
@@ -88,7 +90,11 @@ def read_settings(options: argparse.Namespace) -> Config:
 def reproduce(config: Config, options: argparse.Namespace) -> int:
     storage = child(config.RUN.STORAGE_PATH, str(config.RUN.NAME))
     config = config.with_settings({"MLFLOW.TRACKING_URI": tracking.tracking_uri(config)})
-    parent_run = tracking.open_parent_run(config)
+    try:
+        parent_run = tracking.open_parent_run(config)
+    except MlflowException as error:
+        parent_run = None
+        print(f"No MLflow run for the experiment: {error}", file=sys.stderr)
     places = [given_or(options.phase1, Place(storage, "phase1")), given_or(options.phase2, Place(storage, "phase2"))]
     start = child(places[0].folder, checkpoint_name(options.resume_epoch - 1, 0))
     errors: list[str | None] = [None, None]
@@ -131,7 +137,7 @@ def read(name: str, place: Place, config: Config, error: str | None) -> Phase | 
 
 
 def report(
-    config: Config, phase1: Phase | None, phase2: Phase | None, parent_run: str, target: str, tolerance: float
+    config: Config, phase1: Phase | None, phase2: Phase | None, parent_run: str | None, target: str, tolerance: float
 ) -> int:
     """Compares, writes the report, tells MLflow, and says what came out. Returns the exit code."""
     if phase1 is None:
@@ -142,9 +148,13 @@ def report(
         filesystem, path = fs.FileSystem.from_uri(target)
         filesystem.create_dir(path, recursive=True)
         fs.copy_files(directory, path, fs.LocalFileSystem(), filesystem)
-        tracking.log_report(config, parent_run, Path(directory), comparison_metrics(comparison))
-    reproduced = comparison is not None and comparison.reproduced
-    tracking.close_run(config, parent_run, "FINISHED" if reproduced else "FAILED")
+        reproduced = comparison is not None and comparison.reproduced
+        if parent_run is not None:
+            status: Literal["FINISHED", "FAILED"] = "FINISHED" if reproduced else "FAILED"
+            try:
+                tracking.close_parent_run(config, parent_run, Path(directory), comparison_metrics(comparison), status)
+            except MlflowException as error:
+                print(f"MLflow did not take the report; the same command tries again: {error}", file=sys.stderr)
     print(f"\n{verdict(comparison)}")
     for phase in (phase1, phase2):
         if phase is not None and phase.error is not None:

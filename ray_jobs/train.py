@@ -18,6 +18,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from seqtrack.config import Config, ConfigError, load_config, parse_config, setting_docs
 from seqtrack.data.lasot import DataError
 from seqtrack.model.weights import WeightsError
+from seqtrack.tracking.hub import HubError
 from seqtrack.training.checkpoint import CheckpointError
 from seqtrack.training.trainer import (
     Outcome,
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_allowances(options.allow_changed)
         config = read_settings(options)
         outcome = run_training(config, options.resume_from, options.allow_changed)
-    except (ConfigError, DataError, WeightsError, CheckpointError) as error:
+    except (ConfigError, DataError, WeightsError, CheckpointError, HubError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (BrokenDataError, TrainingFailedError) as error:
@@ -65,7 +66,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--resume-from",
         metavar="PATH",
-        help="go on from a checkpoint: its folder or URI, a run's folder (or RUN/latest), or RUN/3 for epoch 3",
+        help="go on from a checkpoint: folder or URI (s3, gs, hf) of one, or of a run (or RUN/latest); RUN/3: epoch 3",
     )
     parser.add_argument(
         "--allow-changed",
@@ -130,8 +131,11 @@ def print_outcome(outcome: Outcome) -> None:
             f"Train on:             {program('python')} ray_jobs/train.py --resume-from {outcome.last_checkpoint} "
             f"TRAIN.EPOCH={2 * epochs}"
         )
-    print(f"Look at the curves:   {program('mlflow')} ui --backend-store-uri {outcome.tracking_uri}")
-    print(f"                      then open {RUNS_PAGE}")
+    if outcome.tracking_uri.startswith("http"):
+        print(f"Look at the curves:   {outcome.tracking_uri}")
+    else:
+        print(f"Look at the curves:   {program('mlflow')} ui --backend-store-uri {outcome.tracking_uri}")
+        print(f"                      then open {RUNS_PAGE}")
 
 
 def program(name: str) -> str:

@@ -304,9 +304,15 @@ class MlflowConfig(Section):
     """Experiment tracking. Ours."""
 
     EXPERIMENT: str = "seqtrack"
-    """MLflow experiment that runs are filed under."""
+    """MLflow experiment that runs are filed under, unless MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID is set."""
+    RUN_NAME: str | None = None
+    """Name of the MLflow run. Unset: RUN.NAME."""
+    TAGS: dict[str, str] = {}
+    """Tags of the MLflow run, beside those that it always has."""
     TRACKING_URI: str | None = None
     """MLflow store. Unset: MLFLOW_TRACKING_URI, else a SQLite file beside the runs."""
+    PATIENCE: NonNegativeFloat = 60.0
+    """Seconds that a finished run waits for a store that does not take what it is sent."""
 
 
 class HubConfig(Section):
@@ -316,7 +322,18 @@ class HubConfig(Section):
     """Repository (`user/name`) that receives the checkpoints. Unset: none is uploaded."""
     PRIVATE: bool = True
     """Whether a repository that has to be created is private."""
+    CHECKPOINTS: Literal["all", "last", "best"] = "all"
+    """Which ones: each as soon as it is written; or at the end the newest, or the best epoch's."""
+    BEST_BY: Literal["iou", "loss"] = "iou"
+    """What the best epoch is best by. Its weights are the repository's own, unless CHECKPOINTS is last."""
+    REQUIRED: bool = False
+    """Whether a run stops at its start where the Hub cannot be written to. False: it warns and trains."""
+    PATIENCE: NonNegativeFloat = 3600.0
+    """Seconds that a finished run waits for its uploads."""
 
+
+SETTINGS_FILE = "config.yaml"
+"""Settings beside what was made with them: in a run's folder, a repository on the Hub, MLflow's artifacts."""
 
 INDIFFERENT = (
     *("RUN.", "MLFLOW.", "HUB.", "TEST.", "DATA.SYNTHETIC.", "DATA.TRAIN.MAX_SAMPLE_PER_SEQ", "TRAIN.EPOCH"),

@@ -98,6 +98,16 @@ class SeqTrack(nn.Module):
     def _decode(self, memory_BND: Tensor, tokens: Tensor) -> Tensor:
         return self.vocab_embed(self.decoder(tokens, memory_BND, self.pos_embed))
 
+    @classmethod
+    def from_pretrained(cls, source: str, revision: str | None = None) -> SeqTrack:
+        """The trained model of a Hub repository (`user/name`) or of a folder such as a checkpoint, in eval mode.
+
+        Raises WeightsError, and what the Hub's client raises.
+        """
+        from seqtrack.model.weights import load_pretrained  # it builds on this module
+
+        return load_pretrained(source, revision)
+
 
 def build_model(config: Config) -> SeqTrack:
     """The model that the settings describe, with random weights drawn from torch's global generator."""

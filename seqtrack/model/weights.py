@@ -7,7 +7,9 @@ As a program it converts: `python -m seqtrack.model.weights FROM TO`, where FROM
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import os
 import pickle
 import sys
 from collections.abc import Mapping
@@ -16,19 +18,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from seqtrack.config import Config
+from seqtrack.config import SETTINGS_FILE, Config, load_config, parse_config
 from seqtrack.model.seqtrack import SeqTrack, build_model
 
 Weights = dict[str, Tensor]
 
 MODEL_FILE = "model.safetensors"
+META_FILE = "meta.json"
 """The weights in a run's checkpoint folder."""
 
 ENCODER = "encoder.body."
@@ -103,6 +106,24 @@ def load_weights(model: SeqTrack, path: str | Path) -> None:
     weights = read_weights(path)
     _check_fit(str(path), weights, model.state_dict())
     model.load_state_dict(weights)
+
+
+def load_pretrained(source: str, revision: str | None = None) -> SeqTrack:
+    """As `SeqTrack.from_pretrained`."""
+    folder = Path(source)
+    if not folder.is_dir():
+        endpoint = os.environ.get("HF_ENDPOINT")
+        files = [MODEL_FILE, SETTINGS_FILE]
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=files, endpoint=endpoint))
+    if (folder / SETTINGS_FILE).is_file():
+        config = load_config(folder / SETTINGS_FILE)
+    elif (folder / META_FILE).is_file():
+        config = parse_config(json.loads((folder / META_FILE).read_text())["config"], f"{folder}/{META_FILE}")
+    else:
+        raise WeightsError(f"{source}: has neither {SETTINGS_FILE} nor {META_FILE}, which say what model it is")
+    model = build_model(config)
+    load_weights(model, folder / MODEL_FILE)
+    return model.eval()
 
 
 def starting_weights(config: Config) -> tuple[Weights, str]:

@@ -1,34 +1,278 @@
-"""Runs in MLflow: opened and closed by the job, filled by a callback with what the training reports."""
+"""MLflow as a mirror of a run's folder.
+
+Workers write `metrics.jsonl` and checkpoints into the run's folder, whatever MLflow does. A thread of the job brings
+the run's page up to date with them. It asks the server what it has, so it can be interrupted anywhere, and sends
+nothing twice. A server that is slow, away or failing delays no step; it gets the rest when it is back, or later by
+
+    python -m seqtrack.tracking.mlflow RUN_FOLDER
+"""
 
 from __future__ import annotations
 
+import argparse
+import io
+import json
 import logging
 import os
+import re
+import sys
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
+import PIL.Image
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from ray.train import Checkpoint, UserCallback
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.validation import (
+    MAX_METRICS_PER_BATCH,
+    MAX_PARAM_VAL_LENGTH,
+    MAX_PARAMS_TAGS_PER_BATCH,
+    MAX_TAG_VAL_LENGTH,
+)
+from pyarrow import fs
 
-from seqtrack.config import Config
-from seqtrack.locations import is_uri
+from seqtrack.config import SETTINGS_FILE, Config, load_settings
+from seqtrack.locations import absolute, child, is_uri
+from seqtrack.model.weights import read_weights
+from seqtrack.reports.plots import report_figures
+from seqtrack.reports.report import read_phase
+from seqtrack.reports.snapshots import snapshot_figure
+from seqtrack.training.checkpoint import SUMS_FILE, checkpoint_name, local_copy
+from seqtrack.training.runlog import LOG_FILE, METRICS_FILE, read_metrics, read_text
 
 logger = logging.getLogger(__name__)
 
-PARAMS_PER_REQUEST = 100  # MLflow's own limits
-METRICS_PER_REQUEST = 1000
-PARAM_LENGTH = 6000
-METRIC_NAMES = {
-    "loss": "train/loss",
-    "iou": "train/iou",
-    "accuracy": "train/accuracy",
-    "grad_norm": "train/grad_norm",
-    "samples_per_second": "perf/samples_per_second",
-    "data_wait_fraction": "perf/data_wait_fraction",
-}
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+MIRROR_FILE = "mlflow.json"
+SNAPSHOTS = "snapshots"
+SECONDS_BETWEEN_LOOKS = 2.0
+LONGEST_PAUSE = 30.0
+"""Between two tries at a server that does not take what it is sent."""
+SECONDS_TO_OPEN = 20.0
+"""So long a start waits for the run's id, which its checkpoints then name."""
+
+
+@dataclass
+class MirrorState:
+    """`mlflow.json` in the run's folder."""
+
+    run_id: str | None = None
+    """None until a server was reached."""
+    status: Status = "RUNNING"
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class Mirror:
+    """The MLflow run of one run's folder. `sync` and `finish` send what is missing, and raise what MLflow raises."""
+
+    def __init__(self, config: Config, filesystem: fs.FileSystem, folder: str) -> None:
+        self._config, self._filesystem, self._folder = config, filesystem, folder
+        self._client = make_client(config)
+        self._open = False
+        self._sent_step = 0
+        self._shown_steps: set[int] = set()
+        self._monitor: SystemMetricsMonitor | None = None
+        stored = read_text(filesystem, f"{folder}/{MIRROR_FILE}")
+        self.state = MirrorState(**json.loads(stored)) if stored else MirrorState()
+
+    def start(self, tags: dict[str, str]) -> None:
+        """Notes in the folder that the run is on, with tags for its page, beside those of earlier starts."""
+        self.state.status, self.state.tags = "RUNNING", self.state.tags | tags
+        self._write_state()
+
+    def end(self, status: Status) -> None:
+        self.state.status = status
+        self._write_state()
+
+    def sync(self) -> None:
+        """Sends what the folder has and MLflow lacks. After an error the next call asks the server what it got."""
+        try:
+            if not self._open:
+                self._open_run()
+            self._send_metrics()
+            self._send_snapshots()
+        except BaseException:
+            self._open = False
+            raise
+
+    def finish(self) -> None:
+        """Sends the rest: log, curves, and how the run ended."""
+        self.sync()
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+        self._send_log()
+        phase = read_phase(str(self._config.RUN.NAME), self._filesystem, self._folder, self._config.total_steps)
+        if phase is not None:
+            for name, figure in report_figures(phase, None, None).items():
+                self._client.log_figure(self._run_id, figure, f"figures/{name}.png")
+        self._client.set_terminated(self._run_id, self.state.status)
+
+    def watch_system(self) -> None:
+        """Has MLflow's own metrics of this machine sent, from now on."""
+        if self._monitor is None or not any(thread.name == "SystemMetricsMonitor" for thread in threading.enumerate()):
+            uri = tracking_uri(self._config)
+            self._monitor = SystemMetricsMonitor(self._run_id, resume_logging=True, tracking_uri=uri)
+            self._monitor.start()
+
+    def unsent(self) -> int:
+        """How many records MLflow is not known to have."""
+        return sum(record["step"] > self._sent_step for record in self._records())
+
+    @property
+    def _run_id(self) -> str:
+        assert self.state.run_id is not None
+        return self.state.run_id
+
+    def _records(self) -> list[dict[str, float]]:
+        return read_metrics(self._filesystem, f"{self._folder}/{METRICS_FILE}")
+
+    def _open_run(self) -> None:
+        """Goes on with this folder's MLflow run, or creates it."""
+        run = None
+        if self.state.run_id is not None:
+            try:
+                run = self._client.get_run(self.state.run_id)
+            except MlflowException as error:
+                if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                    raise
+        tags = {key: value[:MAX_TAG_VAL_LENGTH] for key, value in resolve_tags(self.state.tags).items()}
+        if run is None:
+            experiment = find_experiment(self._client, self._config)
+            name = self._config.MLFLOW.RUN_NAME or self._config.RUN.NAME
+            run = self._client.create_run(experiment, run_name=name, tags=tags)
+            self.state.run_id = run.info.run_id
+            self._write_state()
+        else:
+            self._client.update_run(self._run_id, status="RUNNING")
+            self._client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        params = [
+            Param(key, str(value)[:MAX_PARAM_VAL_LENGTH])
+            for key, value in self._config.flat().items()
+            if key not in run.data.params
+        ]
+        for batch in _batches(params, MAX_PARAMS_TAGS_PER_BATCH):
+            self._client.log_batch(self._run_id, params=batch)
+        self._client.log_text(self._run_id, self._config.to_yaml(), SETTINGS_FILE)
+        history = self._client.get_metric_history(self._run_id, "train/loss")
+        self._sent_step = max((metric.step for metric in history), default=0)
+        images = self._client.list_artifacts(self._run_id, "images")
+        matches = (re.search(rf"{SNAPSHOTS}\+step\+(\d+)\+.*\.png", image.path) for image in images)
+        self._shown_steps = {int(match[1]) for match in matches if match}
+        self._open = True
+
+    def _send_metrics(self) -> None:
+        """Whole records only, so that what is there tells what is missing."""
+        records = [record for record in self._records() if record["step"] > self._sent_step]
+        largest = max(map(len, records), default=1)
+        for batch in _batches(records, MAX_METRICS_PER_BATCH // largest):
+            metrics = [
+                Metric(name, value, int(record["time"]), int(record["step"]))
+                for record in batch
+                for name, value in record.items()
+                if name not in ("time", "step")
+            ]
+            self._client.log_batch(self._run_id, metrics=metrics)
+            self._sent_step = int(batch[-1]["step"])
+
+    def _send_snapshots(self) -> None:
+        """The same training crops after each epoch, with the true box and the model's."""
+        per_epoch = self._config.steps_per_epoch
+        for record in self._records():
+            step = int(record["step"])
+            if "epoch/loss" not in record or step in self._shown_steps:
+                continue
+            checkpoint = f"{self._folder}/{checkpoint_name(step // per_epoch, 0)}"
+            if self._filesystem.get_file_info(f"{checkpoint}/{SUMS_FILE}").type != fs.FileType.File:
+                continue  # still being written, or not kept
+            self._send_log()
+            with local_copy(self._filesystem, checkpoint) as directory:
+                weights = read_weights(directory)
+            title = f"Search, epoch {step // per_epoch}"
+            picture = _picture(snapshot_figure(self._config, [(title, weights)]))
+            self._client.log_image(self._run_id, picture, key=SNAPSHOTS, step=step)
+            self._shown_steps.add(step)
+
+    def _send_log(self) -> None:
+        self._client.log_text(self._run_id, read_text(self._filesystem, f"{self._folder}/{LOG_FILE}"), LOG_FILE)
+
+    def _write_state(self) -> None:
+        with self._filesystem.open_output_stream(f"{self._folder}/{MIRROR_FILE}") as file:
+            file.write((json.dumps(asdict(self.state), indent=1) + "\n").encode())
+
+
+class MirrorThread:
+    """Keeps a Mirror up to date beside a training, and lets nothing that MLflow does reach the training."""
+
+    def __init__(self, config: Config, filesystem: fs.FileSystem, folder: str, tags: dict[str, str]) -> None:
+        self._config = config
+        self._shown = without_credentials(tracking_uri(config))
+        self._mirror = Mirror(config, filesystem, folder)
+        self._mirror.start(tags)
+        self._location = child(config.RUN.STORAGE_PATH, str(config.RUN.NAME))
+        self._opened, self._ended = threading.Event(), threading.Event()
+        self._problem: str | None = None
+        self._thread = threading.Thread(target=self._run, name="mlflow-mirror", daemon=True)
+        self._thread.start()
+
+    def run_id(self) -> str | None:
+        """The MLflow run's id; None where the server does not answer soon."""
+        self._opened.wait(SECONDS_TO_OPEN)
+        return self._mirror.state.run_id
+
+    def close(self, status: Status, patience: float) -> None:
+        """Waits until MLflow has everything, for so many seconds at most; then says what it lacks."""
+        self._mirror.end(status)
+        self._ended.set()
+        deadline = time.monotonic() + patience
+        while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+            self._thread.join(min(left, 5.0))
+            if self._thread.is_alive() and self._problem is not None:
+                logger.warning("waiting for MLflow at %s, %d s more: %s", self._shown, left, self._problem)
+        if self._thread.is_alive():
+            logger.warning(
+                "MLflow at %s lacks %d records of this run, which are in %s. To deliver them: %s -m %s %s",
+                self._shown,
+                self._mirror.unsent(),
+                child(self._location, METRICS_FILE),
+                Path(sys.executable).name,
+                "seqtrack.tracking.mlflow",
+                self._location,
+            )
+
+    def _run(self) -> None:
+        pause = SECONDS_BETWEEN_LOOKS
+        while True:
+            ended = self._ended.is_set()
+            try:
+                if ended:
+                    self._mirror.finish()
+                    return
+                self._mirror.sync()
+                self._mirror.watch_system()
+                self._opened.set()
+                if self._problem is not None:
+                    logger.warning("MLflow at %s is back", self._shown)
+                pause, self._problem = SECONDS_BETWEEN_LOOKS, None
+            except Exception as error:  # whatever it is, it must not end this thread: the next try may succeed
+                reason = str(error).replace(tracking_uri(self._config), self._shown)
+                if self._problem is None:
+                    logger.warning("MLflow at %s: %s; training goes on, and it is tried again", self._shown, reason)
+                pause, self._problem = min(2 * pause, LONGEST_PAUSE), reason
+            if ended:
+                time.sleep(pause)
+            else:
+                self._ended.wait(pause)
 
 
 def tracking_uri(config: Config) -> str:
@@ -40,86 +284,99 @@ def tracking_uri(config: Config) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or config.MLFLOW.TRACKING_URI or f"sqlite:///{folder}/mlflow.db"
 
 
-def open_run(config: Config, tags: dict[str, str]) -> str:
-    """Creates the MLflow run with every setting as a parameter and returns its id. Raises MlflowException."""
-    client, experiment_id = _open_store(config)
-    run_id = client.create_run(experiment_id, run_name=config.RUN.NAME, tags=tags).info.run_id
-    params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in config.flat().items()]
-    for first in range(0, len(params), PARAMS_PER_REQUEST):
-        client.log_batch(run_id, params=params[first : first + PARAMS_PER_REQUEST])
-    client.log_text(run_id, config.to_yaml(), "config.yaml")
-    return run_id
+def make_client(config: Config) -> MlflowClient:
+    for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)  # they announce every table of a new store
+    # MLflow's own patience with a server is minutes for each request; ours is a loop that can be ended.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    return MlflowClient(tracking_uri(config))
+
+
+def find_experiment(client: MlflowClient, config: Config) -> str:
+    """Id of the experiment: MLFLOW_EXPERIMENT_ID, or by MLFLOW_EXPERIMENT_NAME or the setting, made if need be."""
+    if number := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return number
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or config.MLFLOW.EXPERIMENT
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return experiment.experiment_id
+    # Beside a SQLite file; a server knows its own place.
+    uri = tracking_uri(config)
+    file = uri.removeprefix("sqlite:///")
+    return client.create_experiment(
+        name, artifact_location=str(Path(file).parent / "mlartifacts") if file != uri else None
+    )
 
 
 def open_parent_run(config: Config) -> str:
-    """The MLflow run that holds the parts of the experiment RUN.NAME: of an earlier start of it, or a new one."""
-    client, experiment_id = _open_store(config)
-    found = client.search_runs([experiment_id], f"tags.experiment_of_parts = '{config.RUN.NAME}'", max_results=1)
+    """The MLflow run that holds the parts of the experiment RUN.NAME: of an earlier start of it, or a new one.
+
+    Raises MlflowException.
+    """
+    client = make_client(config)
+    experiment = find_experiment(client, config)
+    found = client.search_runs([experiment], f"tags.experiment_of_parts = '{config.RUN.NAME}'", max_results=1)
     if found:
         return found[0].info.run_id
-    tags = {"experiment_of_parts": str(config.RUN.NAME)}
-    return client.create_run(experiment_id, run_name=config.RUN.NAME, tags=tags).info.run_id
+    tags = resolve_tags({"experiment_of_parts": str(config.RUN.NAME)})
+    return client.create_run(experiment, run_name=config.RUN.NAME, tags=tags).info.run_id
 
 
-def log_report(config: Config, run_id: str, folder: Path, metrics: dict[str, float]) -> None:
-    """Puts a report's files into the run's artifacts, under `report`, and its numbers into the run's metrics."""
-    client = MlflowClient(tracking_uri(config))
+def close_parent_run(
+    config: Config, run_id: str, folder: Path, metrics: dict[str, float], status: Literal["FINISHED", "FAILED"]
+) -> None:
+    """Puts a report's files into the run's artifacts, under `report`, and its numbers into the run's metrics.
+
+    Raises MlflowException.
+    """
+    client = make_client(config)
     client.log_artifacts(run_id, str(folder), "report")
-    for name, value in metrics.items():
-        client.log_metric(run_id, name, value)
+    client.log_batch(
+        run_id, metrics=[Metric(name, value, int(time.time() * 1000), 0) for name, value in metrics.items()]
+    )
+    client.set_terminated(run_id, status)
 
 
-def _open_store(config: Config) -> tuple[MlflowClient, str]:
-    """A client, and the id of the experiment, made if need be."""
-    for chatty in ("alembic", "mlflow.store.db.utils"):  # they announce every table of a new store
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    client = MlflowClient(tracking_uri(config))
-    experiment = client.get_experiment_by_name(config.MLFLOW.EXPERIMENT)
-    if experiment is not None:
-        experiment_id = experiment.experiment_id
-    else:
-        # Beside a SQLite file; a server knows its own place.
-        file = tracking_uri(config).removeprefix("sqlite:///")
-        artifacts = str(Path(file).parent / "mlartifacts") if file != tracking_uri(config) else None
-        experiment_id = client.create_experiment(config.MLFLOW.EXPERIMENT, artifact_location=artifacts)
-    return client, experiment_id
+def without_credentials(uri: str) -> str:
+    """The URI as it may be shown: without the user and password that it may hold."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.netloc else uri
 
 
-def close_run(config: Config, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-    MlflowClient(tracking_uri(config)).set_terminated(run_id, status)
+def deliver(location: str) -> Mirror:
+    """Brings MLflow up to date with a run's folder. Raises MlflowException, or OSError for the folder."""
+    filesystem, folder = fs.FileSystem.from_uri(absolute(location))
+    with filesystem.open_input_stream(f"{folder}/{SETTINGS_FILE}") as file:
+        config = load_settings(file.read().decode(), f"{location}/{SETTINGS_FILE}")
+    mirror = Mirror(config, filesystem, folder)
+    mirror.finish()
+    return mirror
 
 
-class MlflowCallback(UserCallback):
-    """Sends each report's metrics. What cannot be delivered is kept and sent with the next report."""
-
-    def __init__(self, uri: str, run_id: str) -> None:
-        self._uri, self._run_id = uri, run_id
-        self._unsent: list[Metric] = []
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        self._unsent.extend(report_metrics(metrics[0]))
-        client = MlflowClient(self._uri)
-        try:
-            while self._unsent:
-                client.log_batch(self._run_id, metrics=self._unsent[:METRICS_PER_REQUEST])
-                del self._unsent[:METRICS_PER_REQUEST]
-        except MlflowException as error:
-            logger.warning("MLflow %s did not take %d metrics: %s", self._uri, len(self._unsent), error)
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
 
 
-def report_metrics(report: dict[str, Any]) -> list[Metric]:
-    """The MLflow metrics of one `ray.train.report`: its intervals as `train/` and `perf/`, its epoch as `epoch/`."""
-    now = int(time.time() * 1000)
-    entries = [
-        Metric(METRIC_NAMES[name], value, now, int(interval["step"]))
-        for interval in report["intervals"]
-        for name, value in interval.items()
-        if name in METRIC_NAMES
-    ]
-    summary = report.get("epoch_summary", {})
-    entries += [
-        Metric(f"epoch/{name}", value, now, int(summary["step"]))
-        for name, value in summary.items()
-        if name not in ("epoch", "step")
-    ]
-    return entries
+def _picture(figure: Figure) -> PIL.Image.Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return PIL.Image.open(buffer)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Bring MLflow up to date with a run's folder.")
+    parser.add_argument("run", metavar="RUN_FOLDER", help="folder or URI of the run")
+    options = parser.parse_args()
+    try:
+        mirror = deliver(options.run)
+    except (MlflowException, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    print(f"MLflow run {mirror.state.run_id} is up to date with {options.run}")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

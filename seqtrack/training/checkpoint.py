@@ -26,10 +26,9 @@ import torch
 from pyarrow import fs
 from safetensors import SafetensorError
 
-from seqtrack.model.weights import MODEL_FILE, Weights, save_safetensors
+from seqtrack.model.weights import META_FILE, MODEL_FILE, Weights, save_safetensors
 
 STATE_FILE = "state.pt"
-META_FILE = "meta.json"
 SUMS_FILE = "SHA256SUMS"
 NAME = re.compile(r"checkpoint_epoch_(\d+)(?:_step_(\d+))?")
 
@@ -168,16 +167,22 @@ def find_checkpoint(filesystem: fs.FileSystem, path: str, shown: str) -> str:
     if NAME.fullmatch(path.rpartition("/")[2]) or _is_file(filesystem, f"{path}/{SUMS_FILE}"):
         return path
     run_folder, _, last = path.rpartition("/")
-    if last.isdigit():
-        name = checkpoint_name(int(last), 0)
-    else:
-        run_folder, name = (run_folder, "latest") if last == "latest" else (path, "latest")
-    names = whole_checkpoints(filesystem, run_folder)
+    if not last.isdigit() and last != "latest":
+        run_folder, last = path, "latest"
+    return f"{run_folder}/{find_name(whole_checkpoints(filesystem, run_folder), last, shown)}"
+
+
+def find_name(names: Sequence[str], wanted: str, shown: str) -> str:
+    """The one of a run's checkpoints, given in their order, that `wanted` means: its name, `latest`, or an epoch.
+
+    Raises CheckpointError naming what there is.
+    """
     if not names:
         raise CheckpointError(f"{shown}: no finished checkpoint there")
-    if name != "latest" and name not in names:
+    name = checkpoint_name(int(wanted), 0) if wanted.isdigit() else names[-1] if wanted == "latest" else wanted
+    if name not in names:
         raise CheckpointError(f"{shown}: no {name} there, but {', '.join(names[-5:])}")
-    return f"{run_folder}/{names[-1] if name == 'latest' else name}"
+    return name
 
 
 def _digest(path: Path) -> str:

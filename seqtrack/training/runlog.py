@@ -1,37 +1,38 @@
-"""`train.log` of a run: written by rank 0 wherever the run is stored, followed by the console."""
+"""What rank 0 writes into a run's folder, wherever it is: `train.log` for people, `metrics.jsonl` for programs."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import threading
+from collections.abc import Mapping
 from typing import TextIO
 
 from pyarrow import ArrowException, fs
 
 LOG_FILE = "train.log"
+METRICS_FILE = "metrics.jsonl"
 
 
-class RunLogHandler(logging.Handler):
-    """Appends log lines to a file on any pyarrow filesystem.
+class RunFile:
+    """A text file that grows by lines, on any pyarrow filesystem.
 
-    Object stores cannot append, so there the whole log is written again, at `flush`.
+    Object stores cannot append, so there the whole is written again, at `flush`.
     """
 
     def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
-        super().__init__(logging.INFO)
         self._filesystem, self._path = filesystem, path
         self._local = isinstance(filesystem, fs.LocalFileSystem)
-        self._text = "" if self._local else _read(filesystem, path)
+        self._text = "" if self._local else read_text(filesystem, path)
         self._written = len(self._text)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record) + "\n"
+    def append(self, line: str) -> None:
         if self._local:
             with open(self._path, "a", encoding="utf-8") as file:
-                file.write(line)
+                file.write(line + "\n")
         else:
-            self._text += line
+            self._text += line + "\n"
 
     def flush(self) -> None:
         if len(self._text) > self._written:
@@ -40,8 +41,49 @@ class RunLogHandler(logging.Handler):
             self._written = len(self._text)
 
 
-def _read(filesystem: fs.FileSystem, path: str) -> str:
-    """The log so far, or nothing where there is none yet."""
+class RunLogHandler(logging.Handler):
+    """Appends log lines to `train.log`."""
+
+    def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
+        super().__init__(logging.INFO)
+        self._file = RunFile(filesystem, path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._file.append(self.format(record))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+class MetricsFile:
+    """Appends records to `metrics.jsonl`: one JSON object a line, with its `step`, its `time` (ms) and metrics by name.
+
+    A run that goes on from `step` first forgets what an interrupted start wrote beyond it, so that every step is there
+    once.
+    """
+
+    def __init__(self, filesystem: fs.FileSystem, path: str, step: int) -> None:
+        kept = [record for record in read_metrics(filesystem, path) if record["step"] <= step]
+        if kept or filesystem.get_file_info(path).type == fs.FileType.File:
+            with filesystem.open_output_stream(path) as file:
+                file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
+        self._file = RunFile(filesystem, path)
+
+    def add(self, record: Mapping[str, float]) -> None:
+        self._file.append(json.dumps(record))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def read_metrics(filesystem: fs.FileSystem, path: str) -> list[dict[str, float]]:
+    """The records so far; not a line that is still being written, or was cut off."""
+    lines = read_text(filesystem, path).split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def read_text(filesystem: fs.FileSystem, path: str) -> str:
+    """A file's text, or nothing where there is none yet."""
     if filesystem.get_file_info(path).type != fs.FileType.File:
         return ""
     with filesystem.open_input_stream(path) as file:

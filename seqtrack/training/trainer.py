@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
@@ -23,11 +23,21 @@ from typing import Any, Literal, NamedTuple
 import ray
 import torch
 from pyarrow import ArrowException, fs
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.util.queue import Queue
 
-from seqtrack.config import Config, ConfigError, load_settings, setting_docs
+from seqtrack.config import SETTINGS_FILE, Config, ConfigError, load_settings, setting_docs
 from seqtrack.data.lasot import DataError, FrameIndex, Root, build_index, open_root
 from seqtrack.data.stream import StreamSource
 from seqtrack.data.synthetic import ensure_synthetic
@@ -35,6 +45,7 @@ from seqtrack.data.triplets import TripletSource
 from seqtrack.locations import absolute, child
 from seqtrack.model.seqtrack import build_model
 from seqtrack.model.weights import starting_weights
+from seqtrack.tracking import hub
 from seqtrack.tracking import mlflow as tracking
 from seqtrack.training.checkpoint import CheckpointError, find_checkpoint, verify_checkpoint, whole_checkpoints
 from seqtrack.training.runlog import LOG_FILE, LogFollower, RunLogHandler
@@ -43,7 +54,9 @@ from seqtrack.training.worker import BrokenDataError, Ended, Job, StopRequest, t
 
 logger = logging.getLogger("seqtrack.training")
 
-SETTINGS_FILE = "config.yaml"
+
+SECONDS_TO_STOP = 20.0
+"""So long a run that was asked to stop waits for MLflow and the Hub, which get the rest when it goes on."""
 
 
 class Resources(NamedTuple):
@@ -81,8 +94,8 @@ def run_training(
     A run that has checkpoints of its own goes on from the newest; else from `resume_from`, if given. SIGTERM or Ctrl-C
     makes it write a checkpoint and stop. `allow_changed`: settings, packages or `dataset` that may differ from the
     checkpoint's. `parent_run`: the MLflow run that this one is a part of.
-    Raises ConfigError, DataError, WeightsError or CheckpointError before any worker starts; BrokenDataError or
-    ray.train's TrainingFailedError later.
+    Raises ConfigError, DataError, WeightsError, CheckpointError or HubError before any worker starts; later
+    BrokenDataError or ray.train's TrainingFailedError.
     """
     check_supported(config)
     config = settle_paths(config)
@@ -102,9 +115,15 @@ def run_training(
     join_cluster()
     resources = plan_resources(config, cluster_resources())
     write_settings(config, filesystem, run_folder)
+    if start is not None and resume_from and resume_from.startswith(hub.SCHEME) and own is None:
+        start = keep_checkpoint(start, filesystem, f"{run_folder}/start")
 
-    tags = {"dataset_fingerprint": index.fingerprint, "seed": str(config.SEED)}
-    run_id = tracking.open_run(config, tags | ({"mlflow.parentRunId": parent_run} if parent_run else {}))
+    tags = run_tags(config, index.fingerprint) | (origin_tags(start, parent_run) if own is None else {})
+    notices = Queue(actor_options={"num_cpus": 0}) if config.HUB.REPO_ID else None
+    uploads = hub.HubThread(config, filesystem, run_folder, notices) if notices is not None else None
+    if uploads is not None:
+        uploads.start()
+    mirror = tracking.MirrorThread(config, filesystem, run_folder, tags)
     log_path = f"{run_folder}/{LOG_FILE}"
     stop = ray.remote(StopRequest).options(num_cpus=0).remote()
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
@@ -119,16 +138,19 @@ def run_training(
                 start,
                 frozenset(allow_changed),
                 stop,
-                run_id,
+                mirror.run_id(),
                 code_revision(),
             )
-            result = signals.run(build_trainer(job, resources).fit)
+            callbacks = [hub.HubCallback(notices)] if notices is not None else []
+            result = signals.run(build_trainer(job, resources, callbacks).fit)
         ended: Ended = result.return_value
         if ended.error is not None:
             raise BrokenDataError(ended.error)
         status = "KILLED" if ended.stopped else "FINISHED"
     finally:
-        tracking.close_run(config, run_id, status)
+        if uploads is not None:
+            uploads.close(SECONDS_TO_STOP if status == "KILLED" else config.HUB.PATIENCE)
+        mirror.close(status, SECONDS_TO_STOP if status == "KILLED" else config.MLFLOW.PATIENCE)
     folder = child(config.RUN.STORAGE_PATH, str(config.RUN.NAME))
     return Outcome(
         folder,
@@ -136,8 +158,30 @@ def run_training(
         ended.history,
         ended.step,
         signals.received if ended.stopped else None,
-        tracking.tracking_uri(config),
+        tracking.without_credentials(tracking.tracking_uri(config)),
     )
+
+
+def run_tags(config: Config, fingerprint: str) -> dict[str, str]:
+    """What the run's MLflow page says about this start of it."""
+    workers, fewest = config.RUN.WORKERS, config.RUN.MIN_WORKERS
+    return config.MLFLOW.TAGS | {
+        "seed": str(config.SEED),
+        "git_revision": code_revision(),
+        "dataset_fingerprint": fingerprint,
+        "ray_job_id": ray.get_runtime_context().get_job_id(),
+        "world_size": str(workers) if fewest is None else f"{fewest}:{workers}",
+    }
+
+
+def origin_tags(start: Checkpoint | None, parent_run: str | None) -> dict[str, str]:
+    """Where a run comes from that has no checkpoint of its own yet."""
+    tags = {"phase": "first"}
+    if start is not None:
+        origin = read_checkpoint(start)["mlflow_run_id"]
+        tags = {"phase": "resumed", "resumed_from": start.path} | ({"resumed_from_run": origin} if origin else {})
+        parent_run = parent_run or origin
+    return tags | ({"mlflow.parentRunId": parent_run} if parent_run else {})
 
 
 class _Signals:
@@ -182,14 +226,11 @@ class _Signals:
         signal.signal(number, signal.SIG_DFL)
 
 
-def build_trainer(job: Job, resources: Resources) -> TorchTrainer:
+def build_trainer(job: Job, resources: Resources, callbacks: Sequence[UserCallback] = ()) -> TorchTrainer:
     """The Ray Train trainer of a checked job."""
     config = job.config
     # How often the controller looks at its workers: reports, and so checkpoints, wait for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    callbacks = []
-    if job.mlflow_run_id:
-        callbacks.append(tracking.MlflowCallback(tracking.tracking_uri(config), job.mlflow_run_id))
     workers, fewest = config.RUN.WORKERS, config.RUN.MIN_WORKERS
     return TorchTrainer(
         train_worker,
@@ -205,7 +246,7 @@ def build_trainer(job: Job, resources: Resources) -> TorchTrainer:
             storage_path=config.RUN.STORAGE_PATH,
             checkpoint_config=CheckpointConfig(num_to_keep=config.TRAIN.KEEP_CHECKPOINTS),
             failure_config=FailureConfig(max_failures=config.RUN.MAX_FAILURES),
-            callbacks=callbacks,
+            callbacks=list(callbacks),
             logging_config=LoggingConfig("WARNING"),
         ),
     )
@@ -221,8 +262,6 @@ def check_supported(config: Config) -> None:
         )
     if config.DATA.SAMPLER_MODE != "order":
         raise ConfigError(f"DATA.SAMPLER_MODE {config.DATA.SAMPLER_MODE} is not supported, only order")
-    if config.HUB.REPO_ID is not None:
-        raise ConfigError("HUB.REPO_ID: uploading to the Hub is not supported yet")
     if config.DATA.ROOT is None:
         raise ConfigError("DATA.ROOT is not set: the LaSOT folder or URI, or `synthetic` for a small made-up data set")
 
@@ -271,12 +310,28 @@ def check_frames_exist(index: FrameIndex, root: Root) -> None:
 
 
 def open_checkpoint(path: str) -> Checkpoint:
-    """The checkpoint that a path or URI means (as `find_checkpoint`). Raises CheckpointError."""
+    """The checkpoint that a path or URI means (as `find_checkpoint`). Raises CheckpointError.
+
+    One on the Hub (`hf://user/repo/checkpoints/NAME`) is downloaded to this machine.
+    """
+    if path.startswith(hub.SCHEME):
+        return Checkpoint(str(hub.fetch_checkpoint(path)), fs.LocalFileSystem())
     try:
         filesystem, fs_path = fs.FileSystem.from_uri(absolute(path))
         return Checkpoint(find_checkpoint(filesystem, fs_path, path), filesystem)
     except (OSError, ArrowException) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
+
+
+def keep_checkpoint(checkpoint: Checkpoint, filesystem: fs.FileSystem, folder: str) -> Checkpoint:
+    """A copy of this machine's checkpoint where every worker can read it."""
+    target = f"{folder}/{Path(checkpoint.path).name}"
+    try:
+        filesystem.create_dir(target, recursive=True)
+        fs.copy_files(checkpoint.path, target, checkpoint.filesystem, filesystem)
+    except (OSError, ArrowException) as error:
+        raise CheckpointError(f"{target}: cannot be written ({error})") from error
+    return Checkpoint(target, filesystem)
 
 
 def own_checkpoint(filesystem: fs.FileSystem, run_folder: str) -> Checkpoint | None:

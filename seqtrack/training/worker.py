@@ -33,7 +33,7 @@ from seqtrack.training.checkpoint import (
 )
 from seqtrack.training.meters import EpochMeter, log_line, summary_line
 from seqtrack.training.optimization import Batch, set_determinism, train_step
-from seqtrack.training.runlog import LOG_FILE, RunLogHandler
+from seqtrack.training.runlog import LOG_FILE, METRICS_FILE, MetricsFile, RunLogHandler
 from seqtrack.training.state import (
     TrainState,
     changed_since,
@@ -167,7 +167,7 @@ class _Worker:
         self.problems: list[str] = []  # this rank's broken frames since the last interval
         self.broken: list[str] = []  # every rank's in this epoch
         self.unread: list[Tensor] = []  # metrics of the last steps, still on the device
-        self.intervals: list[dict[str, float]] = []  # since the last report
+        self.metrics_file = self._open_metrics_file() if rank == 0 else None
         self.interval_steps, self.interval_began = 0, 0.0
 
     def run(self) -> Ended:
@@ -204,9 +204,9 @@ class _Worker:
             if interval_ends or planned or stopping or preempted:
                 self._read_meters()
             if interval_ends:
-                self._log_interval()
-            if epoch_ends:
-                self._end_epoch()
+                record = self._log_interval() | (self._end_epoch() if epoch_ends else {})
+                if self.metrics_file is not None:
+                    self.metrics_file.add(record)
             if planned or stopping or preempted:
                 self._checkpoint()
         batches.close()
@@ -325,7 +325,13 @@ class _Worker:
                 + ("; …" if len(set(self.broken)) > SHOWN_PROBLEMS else "")
             )
 
-    def _log_interval(self) -> None:
+    def _open_metrics_file(self) -> MetricsFile:
+        storage = ray.train.get_context().get_storage()
+        path = f"{storage.experiment_fs_path}/{METRICS_FILE}"
+        return MetricsFile(storage.storage_filesystem, path, self.state.step)
+
+    def _log_interval(self) -> dict[str, float]:
+        """Writes the log line; returns the record for `metrics.jsonl`: averages since the epoch began, and rates."""
         state, config = self.state, self.config
         epoch_step = (state.step - 1) % config.steps_per_epoch + 1
         epoch_samples = config.DATA.TRAIN.SAMPLE_PER_EPOCH
@@ -333,10 +339,23 @@ class _Worker:
         seconds = state.meter.seconds - self.interval_began
         interval_samples = self.interval_steps * config.TRAIN.BATCH_SIZE
         logger.info(log_line(self._epoch(), samples, epoch_samples, interval_samples, seconds, state.meter))
-        self.intervals.append({"step": state.step, **state.meter.averages(config.TRAIN.BATCH_SIZE)})
+        averages = state.meter.averages(config.TRAIN.BATCH_SIZE)
+        rates = [group["lr"] for group in state.optimizer.param_groups]  # of the encoder too, where it is trained
+        record = {
+            "step": state.step,
+            "time": int(time.time() * 1000),
+            **{f"train/{name}": averages[name] for name in ("loss", "iou", "accuracy", "grad_norm")},
+            **dict(zip(("train/lr_decoder", "train/lr_encoder"), rates, strict=False)),
+            **{f"perf/{name}": averages[name] for name in ("samples_per_second", "data_wait_fraction")},
+            "perf/step_seconds": seconds / self.interval_steps,
+        }
+        if self.device.type == "cuda":
+            record["perf/gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         self.interval_steps, self.interval_began = 0, state.meter.seconds
+        return record
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self) -> dict[str, float]:
+        """Opens the next epoch; returns what `metrics.jsonl` says about the one that ended."""
         state, config = self.state, self.config
         summary = {
             "epoch": self._epoch(),
@@ -352,6 +371,7 @@ class _Worker:
         state.meter = EpochMeter()
         self.broken = []
         self.interval_began = 0.0
+        return {f"epoch/{name}": value for name, value in summary.items() if name not in ("epoch", "step")}
 
     def _checkpoint(self) -> None:
         """Copies the state and has it written beside the next steps; only then does Ray Train hear of it.
@@ -361,10 +381,7 @@ class _Worker:
         self._await_writing()
         state, config = self.state, self.config
         epoch, step = divmod(state.step, config.steps_per_epoch)
-        metrics: dict[str, Any] = {"step": state.step, "intervals": self.intervals}
-        if step == 0:
-            metrics["epoch_summary"] = state.history[-1]
-        self.intervals = []
+        metrics: dict[str, Any] = {"step": state.step} | (state.history[-1] if step == 0 else {})
         generators = self.agreement.gather(generator_states())
         if self.rank != 0:
             ray.train.report(metrics, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
@@ -398,8 +415,9 @@ class _Worker:
             delete_local_checkpoint_after_upload=False,  # `write` leaves it where it belongs
             checkpoint_upload_fn=write,
         )
-        for handler in logging.getLogger("seqtrack").handlers:
-            handler.flush()
+        for file in (self.metrics_file, *logging.getLogger("seqtrack").handlers):
+            if file is not None:
+                file.flush()
 
     def _await_writing(self) -> None:
         """Where the writing fails, Ray Train ends this worker with its error."""

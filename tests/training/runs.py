@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import random
+import signal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 import yaml
+from ray.util.state import list_actors
 from safetensors.torch import load_file
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,6 +29,12 @@ def load_job(name: str) -> ModuleType:
 
 
 job = load_job("train")
+
+
+def kill_a_worker() -> None:
+    """Ends one of the training workers of the tests' cluster by SIGKILL."""
+    actors = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+    os.kill(random.choice(actors)["pid"], signal.SIGKILL)
 
 
 def write_config(settings: dict[str, Any], folder: Path) -> str:

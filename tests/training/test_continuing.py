@@ -20,11 +20,10 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from ray.util.state import list_actors
 
 from seqtrack.config import load_config
 from tests.settings import make_tiny_settings
-from tests.training.runs import REPOSITORY, assert_same_bits, job, step_metrics, write_config
+from tests.training.runs import REPOSITORY, assert_same_bits, job, kill_a_worker, step_metrics, write_config
 
 STEPS_PER_EPOCH = 40
 LAST = "checkpoint_epoch_0003"
@@ -87,8 +86,7 @@ class WorkerKiller(threading.Thread):
             while self._step() < step:
                 time.sleep(0.02)
             starts = self._starts()
-            actors = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
-            os.kill(random.choice(actors)["pid"], signal.SIGKILL)
+            kill_a_worker()
             self.killed.append(self._step())
             while self._starts() == starts:
                 time.sleep(0.02)
