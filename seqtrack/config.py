@@ -223,6 +223,8 @@ class DataConfig(Section):
     """LaSOT folder or URI (`/data/lasot`, `s3://bucket/lasot`). `synthetic`: write and use a small made-up data set."""
     SPLIT: str = "lasot_train"
     """Which sequences: `lasot_train`, `lasot_test` (the benchmark's own lists), `all` on disk, or a file of names."""
+    DOWNLOAD_FROM: str = "l-lt/LaSOT"
+    """Dataset repository on the Hugging Face Hub, with one zip a class, that `ray_jobs/fetch_lasot.py` reads."""
     SYNTHETIC: SyntheticConfig = SyntheticConfig()
     """The data set that `ROOT: synthetic` stands for."""
 
@@ -338,6 +340,7 @@ SETTINGS_FILE = "config.yaml"
 INDIFFERENT = (
     *("RUN.", "MLFLOW.", "HUB.", "TEST.", "DATA.SYNTHETIC.", "DATA.TRAIN.MAX_SAMPLE_PER_SEQ", "TRAIN.EPOCH"),
     *("TRAIN.PRINT_INTERVAL", "TRAIN.CHECKPOINT_EVERY_STEPS", "TRAIN.KEEP_CHECKPOINTS", "TRAIN.NUM_WORKER"),
+    "DATA.DOWNLOAD_FROM",
     *("DATA.ROOT", "DATA.SPLIT", "DATA.TRAIN.CLASSES"),  # the data set's fingerprint is compared instead
 )
 """Beginnings of the settings that do not alter what a step computes."""

@@ -65,8 +65,13 @@ class MetricsFile:
     def __init__(self, filesystem: fs.FileSystem, path: str, step: int) -> None:
         kept = [record for record in read_metrics(filesystem, path) if record["step"] <= step]
         if kept or filesystem.get_file_info(path).type == fs.FileType.File:
-            with filesystem.open_output_stream(path) as file:
+            # Beside it, then renamed: a crash in between must not lose what was there. Object stores write all or none.
+            local = isinstance(filesystem, fs.LocalFileSystem)
+            target = f"{path}.partial" if local else path
+            with filesystem.open_output_stream(target) as file:
                 file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
+            if local:
+                filesystem.move(target, path)
         self._file = RunFile(filesystem, path)
 
     def add(self, record: Mapping[str, float]) -> None:

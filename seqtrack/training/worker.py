@@ -407,6 +407,11 @@ class _Worker:
             writing.set_result(None)
             return checkpoint
 
+        # First, so that a checkpoint never knows more than the records: a restart from it writes only later ones.
+        for file in (self.metrics_file, *logging.getLogger("seqtrack").handlers):
+            if file is not None:
+                file.flush()
+
         ray.train.report(
             metrics,
             checkpoint,
@@ -415,9 +420,6 @@ class _Worker:
             delete_local_checkpoint_after_upload=False,  # `write` leaves it where it belongs
             checkpoint_upload_fn=write,
         )
-        for file in (self.metrics_file, *logging.getLogger("seqtrack").handlers):
-            if file is not None:
-                file.flush()
 
     def _await_writing(self) -> None:
         """Where the writing fails, Ray Train ends this worker with its error."""

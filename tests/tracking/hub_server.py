@@ -49,7 +49,8 @@ class Fault:
 
     pattern: str
     kind: int | str
-    """A status, or `drop`: the connection is closed; `drop-after`: done, the answer is lost; `stall`: for `seconds`."""
+    """A status; or `drop`: the connection is closed, `drop-after`: done, but the answer is lost, `half`: half of the
+    answer, `corrupt`: another first byte of it, `stall`: for `seconds`."""
     times: int = 1
     seconds: float = 0.0
 
@@ -109,6 +110,7 @@ def describe(path: str, content: bytes) -> dict[str, Any]:
 
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
+    fault: int | str | None = None
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
@@ -133,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
             match = re.fullmatch(pattern, line)
             if match:
                 self.query = parse_qs(parts.query)
-                self.lost = fault is not None and fault.kind == "drop-after"
+                self.fault = fault.kind if fault is not None else None
                 method(self, body, *match.groups())
                 return
         self.answer({"error": f"no route for {line}"}, 404)
@@ -143,10 +145,13 @@ class _Handler(BaseHTTPRequestHandler):
     # Answers
 
     def answer(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        if getattr(self, "lost", False):
+        fault, self.fault = self.fault, None
+        if fault == "drop-after":
             self.close_connection = True
             return
         content = value if isinstance(value, bytes) else json.dumps(value).encode()
+        if fault == "corrupt":
+            content = bytes([content[0] ^ 1]) + content[1:]
         self.send_response(status)
         if status == 429:
             self.send_header("Retry-After", "1")
@@ -155,7 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if fault == "half" else content)
+            self.close_connection = fault == "half"
 
     def allowed(self, write: bool = True) -> bool:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
