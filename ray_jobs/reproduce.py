@@ -7,6 +7,7 @@ The exit code is 0 if phase 2 reproduces phase 1 and 1 if it does not. The same 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import tempfile
@@ -89,7 +90,8 @@ def read_settings(options: argparse.Namespace) -> Config:
 
 def reproduce(config: Config, options: argparse.Namespace) -> int:
     storage = child(config.RUN.STORAGE_PATH, str(config.RUN.NAME))
-    config = config.with_settings({"MLFLOW.TRACKING_URI": tracking.tracking_uri(config)})
+    if tracking.STORE_VARIABLE not in os.environ:  # the phases' own storage is further down; one store holds them all
+        config = config.with_settings({"MLFLOW.TRACKING_URI": tracking.tracking_uri(config)})
     try:
         parent_run = tracking.open_parent_run(config)
     except MlflowException as error:

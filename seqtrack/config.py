@@ -14,9 +14,12 @@ from collections.abc import Iterator, Sequence
 from math import lcm
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from seqtrack.locations import is_uri
 
 
 class ConfigError(ValueError):
@@ -356,6 +359,17 @@ class Config(Section):
     RUN: RunConfig = RunConfig()
     MLFLOW: MlflowConfig = MlflowConfig()
     HUB: HubConfig = HubConfig()
+
+    @model_validator(mode="after")
+    def _check_secrets(self) -> Self:
+        for key, value in self.flat().items():
+            if isinstance(value, str) and is_uri(value) and urlsplit(value).password is not None:
+                raise ValueError(
+                    f"{key} holds a password, which would go into checkpoints, logs and MLflow; keep it in the "
+                    "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_PASSWORD, or a whole "
+                    "MLFLOW_TRACKING_URI)"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_workers(self) -> Self:

@@ -25,6 +25,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def cluster() -> Iterator[None]:
     """A real Ray cluster of four (logical) CPUs on this machine, shared by all tests."""
     forget_dead_cluster()
+    os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}  # of the tests' own S3 server
     ray.init("local", num_cpus=4, log_to_driver=False, include_dashboard=True)
     yield
     ray.shutdown()

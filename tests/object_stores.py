@@ -17,15 +17,15 @@ from pyarrow import fs
 
 @contextlib.contextmanager
 def s3_bucket() -> Iterator[str]:
-    """The URI of a bucket that speaks S3."""
+    """The URI of a bucket that speaks S3 and takes any key."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     try:
         host, port = server.get_host_and_port()
         options = f"scheme=http&region=us-east-1&endpoint_override={host}:{port}"
-        filesystem, bucket = fs.FileSystem.from_uri(f"s3://key:secret@bucket?{options}&allow_bucket_creation=true")
+        filesystem, bucket = fs.FileSystem.from_uri(f"s3://bucket?{options}&allow_bucket_creation=true")
         filesystem.create_dir(bucket)
-        yield f"s3://key:secret@bucket?{options}"
+        yield f"s3://bucket?{options}"
     finally:
         server.stop()
 

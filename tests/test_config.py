@@ -139,3 +139,18 @@ def test_settings_without_effect_are_named() -> None:
 
 def test_the_written_yaml_is_plain() -> None:
     assert yaml.safe_load(Config().to_yaml())["DATA"]["MEAN"] == [0.485, 0.456, 0.406]
+
+
+@pytest.mark.parametrize(
+    ("key", "uri"),
+    [
+        ("RUN.STORAGE_PATH", "s3://key:canary@bucket/runs"),
+        ("DATA.ROOT", "s3://key:canary@bucket/lasot"),
+        ("MLFLOW.TRACKING_URI", "postgresql://me:canary@host/mlflow"),
+    ],
+)
+def test_a_password_in_a_setting_is_refused_and_not_repeated(key: str, uri: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} holds a password") as error:
+        Config().with_settings({key: uri})
+    assert "canary" not in str(error.value)
+    assert Config().with_settings({key: uri.replace(":canary", "")}).flat()[key]

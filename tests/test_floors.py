@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "seqtrack"
 FILES = sorted(PACKAGE.rglob("*.py"))
 RAY_FILES = ("data/stream.py", "training/worker.py", "training/trainer.py", "tracking/")
-FLOORS = ["config", "locations", "boxes", "tokens", "model", "data", "training", "reports", "tracking"]
+FLOORS = ["locations", "config", "boxes", "tokens", "model", "data", "training", "reports", "tracking"]
 """From the ground up. Files of one floor may import each other."""
 ROOF = "training/trainer.py"
 """Ties everything together."""

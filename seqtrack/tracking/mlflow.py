@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
+STORE_VARIABLE = "MLFLOW_TRACKING_URI"
 MIRROR_FILE = "mlflow.json"
 SNAPSHOTS = "snapshots"
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -281,12 +282,12 @@ def tracking_uri(config: Config) -> str:
     Where the runs lie in an object store, which cannot hold a SQLite file, it is in this folder's `runs/`.
     """
     folder = str(Path("runs").absolute()) if is_uri(config.RUN.STORAGE_PATH) else config.RUN.STORAGE_PATH
-    return os.environ.get("MLFLOW_TRACKING_URI") or config.MLFLOW.TRACKING_URI or f"sqlite:///{folder}/mlflow.db"
+    return os.environ.get(STORE_VARIABLE) or config.MLFLOW.TRACKING_URI or f"sqlite:///{folder}/mlflow.db"
 
 
 def make_client(config: Config) -> MlflowClient:
-    for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)  # they announce every table of a new store
+    for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)  # every table of a new store, every try again
     # MLflow's own patience with a server is minutes for each request; ours is a loop that can be ended.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
