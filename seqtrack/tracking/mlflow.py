@@ -82,6 +82,8 @@ class Mirror:
         self._open = False
         self._sent_step = 0
         self._shown_steps: set[int] = set()
+        self._read: list[dict[str, float]] = []
+        self._read_version: tuple[Any, Any] = (None, None)
         self._monitor: SystemMetricsMonitor | None = None
         stored = read_text(filesystem, f"{folder}/{MIRROR_FILE}")
         self.state = MirrorState(**json.loads(stored)) if stored else MirrorState()
@@ -136,7 +138,13 @@ class Mirror:
         return self.state.run_id
 
     def _records(self) -> list[dict[str, float]]:
-        return read_metrics(self._filesystem, f"{self._folder}/{METRICS_FILE}")
+        """The file's records, read again only where it has changed: in an object store each look would fetch it."""
+        path = f"{self._folder}/{METRICS_FILE}"
+        info = self._filesystem.get_file_info(path)
+        version = info.size, info.mtime_ns
+        if version != self._read_version:
+            self._read, self._read_version = read_metrics(self._filesystem, path), version
+        return self._read
 
     def _open_run(self) -> None:
         """Goes on with this folder's MLflow run, or creates it."""
@@ -231,10 +239,19 @@ class MirrorThread:
         self._opened.wait(SECONDS_TO_OPEN)
         return self._mirror.state.run_id
 
+    def end(self, status: Status) -> None:
+        """The run has ended, so; only the first call counts."""
+        if self._ended.is_set():
+            return
+        try:
+            self._mirror.end(status)
+        except OSError as error:  # a full disk, say, which may be why the run ended
+            logger.warning("%s: the run's status cannot be noted (%s)", self._location, error)
+        self._ended.set()
+
     def close(self, status: Status, patience: float) -> None:
         """Waits until MLflow has everything, for so many seconds at most; then says what it lacks."""
-        self._mirror.end(status)
-        self._ended.set()
+        self.end(status)
         deadline = time.monotonic() + patience
         while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
             self._thread.join(min(left, 5.0))
