@@ -30,8 +30,8 @@ from seqtrack.training.trainer import (
 )
 from seqtrack.training.worker import BrokenDataError
 
-RUNS_PAGE = "http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
-"""Of `mlflow ui`, which else opens with its pages about language models."""
+RUNS_PAGE = "/#/experiments?workflowType=machine_learning"
+"""Of an MLflow server, which else opens with its pages about language models."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,10 +132,10 @@ def print_outcome(outcome: Outcome) -> None:
             f"TRAIN.EPOCH={2 * epochs}"
         )
     if outcome.tracking_uri.startswith("http"):
-        print(f"Look at the curves:   {outcome.tracking_uri}")
+        print(f"Look at the curves:   {outcome.tracking_uri.rstrip('/')}{RUNS_PAGE}")
     else:
         print(f"Look at the curves:   {program('mlflow')} ui --backend-store-uri {outcome.tracking_uri}")
-        print(f"                      then open {RUNS_PAGE}")
+        print(f"                      then open http://127.0.0.1:5000{RUNS_PAGE}")
 
 
 def program(name: str) -> str:

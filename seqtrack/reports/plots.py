@@ -71,7 +71,8 @@ def _throughput(phases: Sequence[Phase]) -> Figure:
             axes.plot(
                 [epoch["epoch"] for epoch in epochs], values, label=phase.name, marker=marker, markersize=4, **line
             )
-        axes.set_ylim(0, 1.1 * axes.dataLim.ymax or 1)
+        largest = axes.dataLim.ymax  # infinite where no epoch was finished
+        axes.set_ylim(0, 1.1 * largest if 0 < largest < np.inf else 1)
     upper.set_ylabel("Samples / s")
     lower.set_ylabel("Waiting for data (%)")
     lower.set_xlabel("Epoch")

@@ -10,11 +10,9 @@ nothing twice. A server that is slow, away or failing delays no step; it gets th
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import logging
 import os
-import re
 import sys
 import threading
 import time
@@ -24,8 +22,6 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import PIL.Image
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -175,9 +171,8 @@ class Mirror:
         self._client.log_text(self._run_id, self._config.to_yaml(), SETTINGS_FILE)
         history = self._client.get_metric_history(self._run_id, "train/loss")
         self._sent_step = max((metric.step for metric in history), default=0)
-        images = self._client.list_artifacts(self._run_id, "images")
-        matches = (re.search(rf"{SNAPSHOTS}\+step\+(\d+)\+.*\.png", image.path) for image in images)
-        self._shown_steps = {int(match[1]) for match in matches if match}
+        pictures = self._client.list_artifacts(self._run_id, SNAPSHOTS)
+        self._shown_steps = {int(Path(picture.path).stem.partition("_")[2]) for picture in pictures}
         self._open = True
 
     def _send_metrics(self) -> None:
@@ -208,8 +203,8 @@ class Mirror:
             with local_copy(self._filesystem, checkpoint) as directory:
                 weights = read_weights(directory)
             title = f"Search, epoch {step // per_epoch}"
-            picture = _picture(snapshot_figure(self._config, [(title, weights)]))
-            self._client.log_image(self._run_id, picture, key=SNAPSHOTS, step=step)
+            figure = snapshot_figure(self._config, [(title, weights)])
+            self._client.log_figure(self._run_id, figure, f"{SNAPSHOTS}/step_{step:06d}.png")
             self._shown_steps.add(step)
 
     def _send_log(self) -> None:
@@ -308,6 +303,8 @@ def make_client(config: Config) -> MlflowClient:
     # MLflow's own patience with a server is minutes for each request; ours is a loop that can be ended.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    # The link that it prints at a run's end has the password that a server's URI may have.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     return MlflowClient(tracking_uri(config))
 
 
@@ -375,12 +372,6 @@ def deliver(location: str) -> Mirror:
 def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for first in range(0, len(items), size):
         yield items[first : first + size]
-
-
-def _picture(figure: Figure) -> PIL.Image.Image:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return PIL.Image.open(buffer)
 
 
 def main() -> int:

@@ -96,6 +96,13 @@ def test_a_phase_that_failed_half_way_is_said_to_have(
         assert "Phase 2: training failed: no more disk" in document
 
 
+@pytest.mark.parametrize("done", [0, 1, 9])
+def test_a_run_that_ended_in_its_first_epoch_has_figures(tiny_config: Config, tmp_path: Path, done: int) -> None:
+    for name, figure in report_figures(made_up_phase(tiny_config, done=done), None, None).items():
+        figure.savefig(tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
 def test_the_first_phase_alone_makes_a_report(
     tiny_config: Config, models: list[tuple[str, Weights]], tmp_path: Path
 ) -> None:
