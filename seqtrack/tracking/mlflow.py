@@ -250,14 +250,19 @@ class MirrorThread:
         deadline = time.monotonic() + patience
         while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
             self._thread.join(min(left, 5.0))
-            if self._thread.is_alive() and self._problem is not None:
-                logger.warning("waiting for MLflow at %s, %d s more: %s", self._shown, left, self._problem)
+            if self._thread.is_alive():
+                logger.warning(
+                    "waiting for MLflow at %s, %d s more at most%s",
+                    self._shown,
+                    left,
+                    f": {self._problem}" if self._problem else "",
+                )
         if self._thread.is_alive():
             logger.warning(
-                "MLflow at %s lacks %d records of this run, which are in %s. To deliver them: %s -m %s %s",
+                "MLflow at %s lacks a part of this run (%d records), which is in %s. To deliver it: %s -m %s %s",
                 self._shown,
                 self._mirror.unsent(),
-                child(self._location, METRICS_FILE),
+                self._location,
                 Path(sys.executable).name,
                 "seqtrack.tracking.mlflow",
                 self._location,

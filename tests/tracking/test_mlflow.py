@@ -176,7 +176,7 @@ def test_what_cannot_be_delivered_is_kept_with_the_command_that_delivers_it(
         assert thread.run_id() is None
         wait_until(lambda: "training goes on" in caplog.text)
         thread.close("FINISHED", patience=0.5)
-    assert f"lacks 12 records of this run, which are in {folder}/metrics.jsonl" in caplog.text
+    assert f"lacks a part of this run (12 records), which is in {folder}." in caplog.text
     assert f"-m seqtrack.tracking.mlflow {folder}" in caplog.text
     assert "canary" not in caplog.text
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
