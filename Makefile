@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/demo.yaml
+SWEEP ?= configs/sweeps/smoke.yaml
 ARGS ?=
 
-.PHONY: train reproduce test lint format mlflow lock clean
+.PHONY: train reproduce sweep test lint format mlflow lock clean
 .DELETE_ON_ERROR:
 
 ## train: set up if needed, then train the demo (CONFIG=…, ARGS="KEY=VALUE …")
@@ -15,6 +16,10 @@ train: $(VENV)/installed
 ## reproduce: train the demo twice, the second time from epoch 3 on, and compare bit for bit (CONFIG=…, ARGS=…)
 reproduce: $(VENV)/installed
 	$(BIN)/python ray_jobs/reproduce.py --config $(CONFIG) $(ARGS)
+
+## sweep: train the demo with several learning rates and seeds (CONFIG=…, SWEEP=…, ARGS="KEY=VALUE …")
+sweep: $(VENV)/installed
+	$(BIN)/python ray_jobs/sweep.py --config $(CONFIG) --sweep $(SWEEP) $(ARGS)
 
 ## test: set up if needed, then run the whole test suite (ARGS="-k stream")
 test: $(VENV)/installed

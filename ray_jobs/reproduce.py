@@ -28,7 +28,7 @@ from seqtrack.tracking import mlflow as tracking
 from seqtrack.tracking.hub import HubError
 from seqtrack.training.checkpoint import CheckpointError, checkpoint_name, local_copy
 from seqtrack.training.trainer import explain_failure, open_run_folder, run_training, settle_paths
-from seqtrack.training.worker import BrokenDataError
+from seqtrack.training.worker import HopelessError
 
 
 class Stopped(Exception):
@@ -112,7 +112,7 @@ def reproduce(config: Config, options: argparse.Namespace) -> int:
             continue
         try:
             outcome = run_training(phase_config, resume_from, parent_run=parent_run)
-        except (BrokenDataError, TrainingFailedError) as error:
+        except (HopelessError, TrainingFailedError) as error:
             errors[number] = f"training failed: {explain_failure(error)}"
             continue
         if outcome.stopped_by is not None:

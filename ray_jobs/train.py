@@ -28,7 +28,7 @@ from seqtrack.training.trainer import (
     read_checkpoint,
     run_training,
 )
-from seqtrack.training.worker import BrokenDataError
+from seqtrack.training.worker import HopelessError
 
 RUNS_PAGE = "/#/experiments?workflowType=machine_learning"
 """Of an MLflow server, which else opens with its pages about language models."""
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, DataError, WeightsError, CheckpointError, HubError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (BrokenDataError, TrainingFailedError) as error:
+    except (HopelessError, TrainingFailedError) as error:
         print(f"error: training failed: {explain_failure(error)}", file=sys.stderr)
         print(f"To go on from the newest checkpoint: {again(options, config)}", file=sys.stderr)
         return 1

@@ -448,22 +448,31 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError naming the file (or the command line), the key and the nearest known key.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
-    return load_settings(text, str(path)).with_overrides(overrides)
+    return parse_config(read_yaml(path), str(path)).with_overrides(overrides)
 
 
 def load_settings(text: str, source: str) -> Config:
     """Settings from YAML text; `source` is named in errors."""
+    return parse_config(_parse_yaml(text, source), source)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The values of a YAML file. Raises ConfigError naming it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    return _parse_yaml(text, str(path))
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         values = yaml.load(text, Loader=_YamlLoader) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: holds {type(values).__name__}, not settings")
-    return parse_config(values, source)
+    return values
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:

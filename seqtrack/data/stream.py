@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from ray.data import DataIterator
 from ray.train.collective import broadcast_from_rank_zero
 
 from seqtrack.config import Config
+from seqtrack.data.lasot import FrameIndex
 from seqtrack.data.triplets import TripletSource
 
 BLOCK_SAMPLES = 64
@@ -88,10 +90,18 @@ class StreamPlan:
 
 @dataclass(frozen=True)
 class StreamSource:
-    """Where the stream's tasks find what they need; the index behind `triplets_ref` is shared, one copy per node."""
+    """Where the stream's tasks find what they need."""
 
-    triplets_ref: ray.ObjectRef[TripletSource]
+    index_ref: ray.ObjectRef[FrameIndex]
+    """Shared by every run that trains on it, one copy per node."""
+    make_triplets: Callable[[FrameIndex], TripletSource]
     cpus_per_task: float
+
+    @classmethod
+    def of(cls, triplets: TripletSource, index_ref: ray.ObjectRef[FrameIndex], cpus_per_task: float) -> StreamSource:
+        """`index_ref` refers to the index of `triplets`."""
+        rest = {field.name: getattr(triplets, field.name) for field in fields(triplets) if field.name != "index"}
+        return cls(index_ref, partial(TripletSource, **rest), cpus_per_task)
 
 
 class _ShardExchange:
@@ -206,7 +216,7 @@ def _make_block(
     batch: dict[str, NDArray[Any]], source: StreamSource, plan: StreamPlan, start: int, stop: int
 ) -> dict[str, NDArray[Any]]:
     """The task: one block number -> the finished steps of that block."""
-    triplets = ray.get(source.triplets_ref)
+    triplets = source.make_triplets(ray.get(source.index_ref))
     steps, rank = plan.block_steps(int(batch["id"][0]), start, stop)
     rows: dict[str, list[Any]] = {field: [] for field in HostBatch._fields}
     for step in steps:

@@ -44,15 +44,15 @@ def report_figures(phase1: Phase, phase2: Phase | None, comparison: Comparison |
 
 def _figure(draw: Callable[[Axes], None]) -> Figure:
     figure = Figure(SIZE, layout="constrained")
-    draw(_axes(figure.subplots()))
+    draw(style_axes(figure.subplots()))
     return figure
 
 
 def _training(phases: Sequence[Phase]) -> Figure:
     figure = Figure((SIZE[0], 5.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
-    _curves(_axes(upper), phases, "loss")
-    _curves(_axes(lower), phases, "iou")
+    _curves(style_axes(upper), phases, "loss")
+    _curves(style_axes(lower), phases, "iou")
     upper.set_xlabel("")
     lower.get_legend().remove()
     return figure
@@ -63,7 +63,7 @@ def _throughput(phases: Sequence[Phase]) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True)
     panels = ((upper, "samples_per_second", 1.0), (lower, "data_wait_fraction", 100.0))
     for axes, key, factor in panels:
-        _axes(axes)
+        style_axes(axes)
         for phase, style, marker in zip(phases, STYLES, "os", strict=False):
             epochs = phase.epochs()
             values = [epoch[key] * factor for epoch in epochs]
@@ -133,7 +133,7 @@ def _binned(phase: Phase, values: NDArray[np.float64]) -> tuple[NDArray[np.float
     return (steps[starts] + counts / 2) / per_epoch, means
 
 
-def _axes(axes: Axes) -> Axes:
+def style_axes(axes: Axes) -> Axes:
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 from pyarrow import fs
 
 from seqtrack.config import Config, ConfigError, parse_config
 from seqtrack.data.lasot import DataError
 from seqtrack.model.weights import MODEL_FILE, Weights, read_weights
+from seqtrack.reports.pages import Table, save_figure, write_pages
 from seqtrack.reports.phases import Comparison, Phase, PhaseCheckpoint
 from seqtrack.reports.plots import report_figures
 from seqtrack.reports.snapshots import snapshot_figure
@@ -39,13 +35,6 @@ CAPTIONS = {
 }
 NAMES = {"loss": "loss", "iou": "IoU", "accuracy": "accuracy", "grad_norm": "gradient norm", "lr": "LR"}
 EPOCH_COLUMNS = (("loss", ".5f"), ("iou", ".5f"), ("accuracy", ".2f"), ("lr", ".2g"))
-
-
-class Table(NamedTuple):
-    """Text, cell by cell."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def read_phase(
@@ -98,13 +87,6 @@ def write_report(
     except (OSError, DataError, ConfigError) as error:  # the data may have gone since
         notes.append(f"No snapshots: {error}")
     phases = [phase for phase in (phase1, phase2) if phase is not None]
-    environment = Environment(
-        loader=PackageLoader("seqtrack.reports"),
-        autoescape=lambda name: bool(name and ".html" in name),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     facts = {
         "title": f"{name}: two phases of one experiment" if phase2 else f"{name}: phase 1",
         "summary": _summary(config, phase1, phase2),
@@ -118,10 +100,9 @@ def write_report(
         "checkpoint_table": _checkpoint_table(phases),
         "settings": config.to_yaml(),
         "captions": CAPTIONS,
-        "images": {name: _save(figure, folder / name) for name, figure in figures.items()},
+        "images": {name: save_figure(figure, folder / name) for name, figure in figures.items()},
     }
-    for name, template in (("index.html", "report.html.jinja"), ("report.md", "report.md.jinja")):
-        (folder / name).write_text(environment.get_template(template).render(facts), encoding="utf-8")
+    write_pages(folder, {"index.html": "report.html.jinja", "report.md": "report.md.jinja"}, facts)
 
 
 def verdict(comparison: Comparison | None) -> str:
@@ -239,14 +220,3 @@ def _describe(filesystem: fs.FileSystem, path: str) -> PhaseCheckpoint:
         step = json.loads(file.read())["step"]
     sums = {name: digest for digest, name in lines}
     return PhaseCheckpoint(path.rpartition("/")[2], step, sum(info.size or 0 for info in files), sums[MODEL_FILE])
-
-
-def _save(figure: Figure, path: Path) -> str:
-    """Writes PNG and SVG; returns a data URI for the page: the SVG, or a PNG where there are photographs."""
-    figure.savefig(path.with_suffix(".png"), dpi=200)
-    figure.savefig(path.with_suffix(".svg"))
-    buffer: Any = io.BytesIO()
-    kind = "png" if any(axes.images for axes in figure.axes) else "svg"
-    figure.savefig(buffer, format=kind, dpi=130)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f"data:image/{'svg+xml' if kind == 'svg' else 'png'};base64,{encoded}"

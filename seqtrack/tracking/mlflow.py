@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +67,8 @@ class MirrorState:
     """None until a server was reached."""
     status: Status = "RUNNING"
     tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)
+    """Beside the settings."""
 
 
 class Mirror:
@@ -84,9 +86,13 @@ class Mirror:
         stored = read_text(filesystem, f"{folder}/{MIRROR_FILE}")
         self.state = MirrorState(**json.loads(stored)) if stored else MirrorState()
 
-    def start(self, tags: dict[str, str]) -> None:
-        """Notes in the folder that the run is on, with tags for its page, beside those of earlier starts."""
+    def start(self, tags: dict[str, str], params: Mapping[str, Any] | None = None) -> None:
+        """Notes in the folder that the run is on, with tags for its page, beside those of earlier starts.
+
+        `params`: what the page has as parameters beside the settings.
+        """
         self.state.status, self.state.tags = "RUNNING", self.state.tags | tags
+        self.state.params |= params or {}
         self._write_state()
 
     def end(self, status: Status) -> None:
@@ -163,7 +169,7 @@ class Mirror:
             self._client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         params = [
             Param(key, str(value)[:MAX_PARAM_VAL_LENGTH])
-            for key, value in self._config.flat().items()
+            for key, value in (self.state.params | self._config.flat()).items()
             if key not in run.data.params
         ]
         for batch in _batches(params, MAX_PARAMS_TAGS_PER_BATCH):
@@ -218,11 +224,18 @@ class Mirror:
 class MirrorThread:
     """Keeps a Mirror up to date beside a training, and lets nothing that MLflow does reach the training."""
 
-    def __init__(self, config: Config, filesystem: fs.FileSystem, folder: str, tags: dict[str, str]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        filesystem: fs.FileSystem,
+        folder: str,
+        tags: dict[str, str],
+        params: Mapping[str, Any] | None = None,
+    ) -> None:
         self._config = config
         self._shown = without_credentials(tracking_uri(config))
         self._mirror = Mirror(config, filesystem, folder)
-        self._mirror.start(tags)
+        self._mirror.start(tags, params)
         self._location = child(config.RUN.STORAGE_PATH, str(config.RUN.NAME))
         self._opened, self._ended = threading.Event(), threading.Event()
         self._problem: str | None = None

@@ -44,13 +44,13 @@ from seqtrack.data.synthetic import ensure_synthetic
 from seqtrack.data.triplets import TripletSource
 from seqtrack.locations import absolute, child
 from seqtrack.model.seqtrack import build_model
-from seqtrack.model.weights import starting_weights
+from seqtrack.model.weights import Weights, starting_weights
 from seqtrack.tracking import hub
 from seqtrack.tracking import mlflow as tracking
 from seqtrack.training.checkpoint import CheckpointError, find_checkpoint, verify_checkpoint, whole_checkpoints
 from seqtrack.training.runlog import LOG_FILE, LogFollower, RunLogHandler
 from seqtrack.training.state import DECISIVE_PACKAGES, changed_since, check_allowed, check_model_fits
-from seqtrack.training.worker import BrokenDataError, Ended, Job, StopRequest, train_worker
+from seqtrack.training.worker import Ended, Job, StopRequest, train_worker
 
 logger = logging.getLogger("seqtrack.training")
 
@@ -95,21 +95,17 @@ def run_training(
     makes it write a checkpoint and stop. `allow_changed`: settings, packages or `dataset` that may differ from the
     checkpoint's. `parent_run`: the MLflow run that this one is a part of.
     Raises ConfigError, DataError, WeightsError, CheckpointError or HubError before any worker starts; later
-    BrokenDataError or ray.train's TrainingFailedError.
+    HopelessError or ray.train's TrainingFailedError.
     """
     check_supported(config)
     config = settle_paths(config)
-    root = open_root(str(config.DATA.ROOT))
-    index = build_index(config.DATA, root)
-    triplets = TripletSource.from_config(config, index, root)
-    check_frames_exist(index, root)
-    dataset = describe_dataset(index)
+    data = open_data(config)
 
     filesystem, run_folder = open_run_folder(config, allow_changed)
     own = own_checkpoint(filesystem, run_folder)
     start = own or (open_checkpoint(resume_from) if resume_from else None)
     if start is not None:
-        check_checkpoint(config, start, dataset, allow_changed, finished_is_fine=own is not None)
+        check_checkpoint(config, start, describe_dataset(data.index), allow_changed, finished_is_fine=own is not None)
     weights, weights_source = starting_weights(config) if start is None else ({}, start.path)
 
     join_cluster()
@@ -118,34 +114,23 @@ def run_training(
     if start is not None and resume_from and resume_from.startswith(hub.SCHEME) and own is None:
         start = keep_checkpoint(start, filesystem, f"{run_folder}/start")
 
-    tags = run_tags(config, index.fingerprint) | (origin_tags(start, parent_run) if own is None else {})
+    tags = run_tags(config, data.index.fingerprint) | (origin_tags(start, parent_run) if own is None else {})
     notices = Queue(actor_options={"num_cpus": 0}) if config.HUB.REPO_ID else None
     uploads = hub.HubThread(config, filesystem, run_folder, notices) if notices is not None else None
     if uploads is not None:
         uploads.start()
     mirror = tracking.MirrorThread(config, filesystem, run_folder, tags)
     log_path = f"{run_folder}/{LOG_FILE}"
-    stop = ray.remote(StopRequest).options(num_cpus=0).remote()
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        with LogFollower(filesystem, log_path), _Signals(stop) as signals:
-            _log_start(config, index, resources, weights_source, RunLogHandler(filesystem, log_path))
-            job = Job(
-                config,
-                StreamSource(ray.put(triplets), resources.cpus_per_task),
-                dataset,
-                ray.put(weights) if weights else None,
-                start,
-                frozenset(allow_changed),
-                stop,
-                mirror.run_id(),
-                code_revision(),
-            )
+        job = make_job(config, data, ray.put(data.index), resources, start, weights, allow_changed, mirror.run_id())
+        with LogFollower(filesystem, log_path), _Signals(job.stop) as signals:
+            log_start(job, resources, weights_source, RunLogHandler(filesystem, log_path))
             callbacks = [hub.HubCallback(notices)] if notices is not None else []
             result = signals.run(build_trainer(job, resources, callbacks).fit)
         ended: Ended = result.return_value
         if ended.error is not None:
-            raise BrokenDataError(ended.error)
+            raise ended.error
         status = "KILLED" if ended.stopped else "FINISHED"
     finally:
         if uploads is not None:
@@ -159,6 +144,31 @@ def run_training(
         ended.step,
         signals.received if ended.stopped else None,
         tracking.without_credentials(tracking.tracking_uri(config)),
+    )
+
+
+def make_job(
+    config: Config,
+    data: Data,
+    index_ref: ray.ObjectRef[FrameIndex],
+    resources: Resources,
+    start: Checkpoint | None,
+    weights: Weights,
+    allow_changed: Collection[str] = (),
+    mlflow_run_id: str | None = None,
+) -> Job:
+    """What the workers of a checked run are given. Raises DataError if no sequence can be drawn from."""
+    triplets = TripletSource.from_config(config, data.index, data.root)
+    return Job(
+        config,
+        StreamSource.of(triplets, index_ref, resources.cpus_per_task),
+        describe_dataset(data.index),
+        ray.put(weights) if weights else None,
+        start,
+        frozenset(allow_changed),
+        ray.remote(StopRequest).options(num_cpus=0).remote(),
+        mlflow_run_id,
+        code_revision(),
     )
 
 
@@ -280,6 +290,23 @@ def settle_paths(config: Config) -> Config:
     if config.MODEL.ENCODER.PRETRAIN_FILE is not None:
         settled["MODEL.ENCODER.PRETRAIN_FILE"] = absolute(config.MODEL.ENCODER.PRETRAIN_FILE)
     return config.with_settings(settled)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What runs train on."""
+
+    index: FrameIndex
+    root: Root
+
+
+def open_data(config: Config) -> Data:
+    """Reads the annotations and looks for the frames. Raises DataError."""
+    root = open_root(str(config.DATA.ROOT))
+    index = build_index(config.DATA, root)
+    TripletSource.from_config(config, index, root)
+    check_frames_exist(index, root)
+    return Data(index, root)
 
 
 def describe_dataset(index: FrameIndex) -> dict[str, Any]:
@@ -523,13 +550,12 @@ def plan_resources(config: Config, cluster: dict[str, float]) -> Resources:
     return Resources(cpus_per_worker, gpus_per_worker, min(1.0, left))
 
 
-def _log_start(
-    config: Config, index: FrameIndex, resources: Resources, weights_source: str, handler: RunLogHandler
-) -> None:
+def log_start(job: Job, resources: Resources, weights_source: str, handler: RunLogHandler) -> None:
     """Writes the head of the run's log."""
+    config = job.config
     lines = [f"Setting {line}" for line in config.ineffective()]
     lines.append(
-        f"Run {config.RUN.NAME} : {len(index.names)} sequences, {index.num_frames:,} frames, "
+        f"Run {config.RUN.NAME} : {job.dataset['sequences']} sequences, {job.dataset['frames']:,} frames, "
         f"{config.DATA.TRAIN.SAMPLE_PER_EPOCH:,} samples and {config.steps_per_epoch:,} steps an epoch, "
         f"{config.TRAIN.EPOCH} epochs, seed {config.SEED}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -51,8 +52,16 @@ SECONDS_BETWEEN_QUESTIONS = 5.0
 """Ray looks for nodes that are about to go as often; asking it takes a round trip through all workers."""
 
 
-class BrokenDataError(RuntimeError):
+class HopelessError(RuntimeError):
+    """Training cannot go on, and would not if it were tried again."""
+
+
+class BrokenDataError(HopelessError):
     """Too many frames of an epoch cannot be read."""
+
+
+class DivergedError(HopelessError):
+    """A loss or gradient is not a finite number."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +94,8 @@ class Ended:
     step: int
     stopped: bool = False
     """Before the last step, because the job was asked to stop."""
-    error: str | None = None
-    """What makes going on useless, so that it is not tried again."""
+    error: HopelessError | None = None
+    """Returned, not raised: what is raised is tried again."""
 
 
 class StopRequest:
@@ -110,8 +119,9 @@ def train_worker(settings: dict[str, Any]) -> Ended:
         worker = _Worker(job, context.get_world_rank(), context.get_world_size())
         try:
             return worker.run()
-        except BrokenDataError as error:
-            return Ended(worker.state.history, worker.state.step, error=str(error))
+        except HopelessError as error:
+            logger.error("%s", error)
+            return Ended(worker.state.history, worker.state.step, error=error)
 
 
 class Agreement:
@@ -298,7 +308,13 @@ class _Worker:
             dist.all_reduce(problems)
             metrics /= self.world_size
         learning_rate = self.state.optimizer.param_groups[0]["lr"]
-        for loss, iou, grad_norm in metrics.tolist():
+        first_step = self.state.step - len(self.unread) + 1
+        for step, (loss, iou, grad_norm) in enumerate(metrics.tolist(), start=first_step):
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                raise DivergedError(
+                    f"step {step} : loss {loss:g}, gradient norm {grad_norm:g}, learning rate {learning_rate:g}; "
+                    "the checkpoint before it is the last"
+                )
             self.state.meter.add(loss, iou, grad_norm)
             self.state.metrics.append((loss, iou, grad_norm, learning_rate))
         self.unread.clear()

@@ -85,7 +85,7 @@ def test_the_stream_delivers_every_step_in_order_from_any_start(
     triplets = TripletSource.from_config(tiny_config, build_index(tiny_config.DATA, root), root)
     collector = Collector.remote()  # type: ignore[attr-defined]
     settings = {
-        "source": StreamSource(ray.put(triplets), cpus_per_task=0.5),
+        "source": StreamSource.of(triplets, ray.put(triplets.index), cpus_per_task=0.5),
         "plan": StreamPlan(batch_size=6, world_size=world_size, steps_per_block=2),
         "start": 3,
         "stop": 18,

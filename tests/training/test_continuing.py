@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,18 +231,22 @@ def test_other_numbers_of_workers_get_the_same_batches(
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
 
 
-def test_a_range_of_workers_takes_what_the_cluster_has(cluster: None, config: str, settings: dict[str, Any]) -> None:
-    """Four CPUs have room for two workers of one CPU each, beside the data."""
-    run = Path(settings["RUN"]["STORAGE_PATH"], "elastic")
+@pytest.fixture(scope="module")
+def small(cluster: None, config: str, settings: dict[str, Any]) -> Path:
+    """A run of one epoch that follows the cluster, and keeps two checkpoints."""
+    run = Path(settings["RUN"]["STORAGE_PATH"], "small")
     arguments = ["--config", config, f"RUN.NAME={run.name}", "TRAIN.EPOCH=1", "--workers", "1:2"]
-    assert job.main(arguments) == 0
-    assert re.search(r"Training .* on [12] worker", (run / "train.log").read_text())
+    assert job.main([*arguments, "TRAIN.KEEP_CHECKPOINTS=2"]) == 0
+    return run
 
 
-def test_only_the_newest_checkpoints_are_kept_where_asked(cluster: None, config: str, settings: dict[str, Any]) -> None:
-    run = Path(settings["RUN"]["STORAGE_PATH"], "few")
-    assert job.main(["--config", config, f"RUN.NAME={run.name}", "TRAIN.EPOCH=1", "TRAIN.KEEP_CHECKPOINTS=2"]) == 0
-    left = sorted(path.name for path in run.glob("checkpoint_epoch*"))
+def test_a_range_of_workers_takes_what_the_cluster_has(small: Path) -> None:
+    """Four CPUs have room for two workers of one CPU each, beside the data."""
+    assert re.search(r"Training .* on [12] worker", (small / "train.log").read_text())
+
+
+def test_only_the_newest_checkpoints_are_kept_where_asked(small: Path) -> None:
+    left = sorted(path.name for path in small.glob("checkpoint_epoch*"))
     assert left == ["checkpoint_epoch_0000_step_000030", "checkpoint_epoch_0001"]
 
 
@@ -286,9 +291,8 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(
 ) -> None:
     reference = whole(1)
     run = reference.with_name("damaged")
-    first = ["--config", config, "TRAIN.EPOCH=1", f"RUN.NAME={run.name}"]
-    assert job.main(first) == 0
-    state = run / "checkpoint_epoch_0001/state.pt"
+    shutil.copytree(reference, run)
+    state = run / LAST / "state.pt"
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
@@ -296,7 +300,7 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(
     capsys.readouterr()
     for arguments in (["--config", config, f"RUN.NAME={run.name}"], ["--resume-from", str(run), "RUN.NAME=other"]):
         assert job.main(arguments) == 2
-        assert "checkpoint_epoch_0001/state.pt is damaged" in capsys.readouterr().err
+        assert f"{LAST}/state.pt is damaged" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     assert not run.with_name("other").exists()
 

@@ -1,0 +1,43 @@
+"""How reports become files: pages from templates, figures as PNG, SVG and data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+
+class Table(NamedTuple):
+    """Text, cell by cell."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def write_pages(folder: Path, pages: Mapping[str, str], facts: Mapping[str, Any]) -> None:
+    """Writes each page (its file's name -> its template's) from the same facts."""
+    environment = Environment(
+        loader=PackageLoader("seqtrack.reports"),
+        autoescape=lambda name: bool(name and ".html" in name),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name, template in pages.items():
+        (folder / name).write_text(environment.get_template(template).render(facts), encoding="utf-8")
+
+
+def save_figure(figure: Figure, path: Path) -> str:
+    """Writes PNG and SVG; returns a data URI for the page: the SVG, or a PNG where there are photographs."""
+    figure.savefig(path.with_suffix(".png"), dpi=200)
+    figure.savefig(path.with_suffix(".svg"))
+    buffer: Any = io.BytesIO()
+    kind = "png" if any(axes.images for axes in figure.axes) else "svg"
+    figure.savefig(buffer, format=kind, dpi=130)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return f"data:image/{'svg+xml' if kind == 'svg' else 'png'};base64,{encoded}"
