@@ -23,6 +23,7 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from seqtrack.config import Config, ConfigError
+from seqtrack.data.triplets import TripletSource
 from seqtrack.locations import child
 from seqtrack.sweeps.results import Trial, TrialNote, read_note, read_trial, read_trials, write_note
 from seqtrack.sweeps.settings import Params, Sweep, trial_name
@@ -49,7 +50,8 @@ logger = logging.getLogger("seqtrack.sweeps")
 SWEEP_FILE = "sweep.json"
 TUNE = "tune"
 """Ray Tune's own files in the sweep's folder."""
-SECONDS_BETWEEN_TABLES = 10
+DRIVER = {"memory": 2**20}
+"""Of the process that waits for a trial's workers: next to nothing, since Ray Tune takes no nothing."""
 SECONDS_TO_START = 15.0
 """Of a trial's processes, on two cores."""
 
@@ -92,14 +94,14 @@ def run_sweep(config: Config, sweep: Sweep, say: Callable[[str], None]) -> tuple
     earlier = read_trials(filesystem, folder)
     adaptive = sweep.search.type == "optuna"
     listed = [] if adaptive else sweep.listed()
-    for line in announce(config, sweep, plan, sweep.trials if adaptive else len(listed), earlier):
+    for line in announce(setting, plan, sweep.trials if adaptive else len(listed), earlier):
         say(line)
     if sweep.scheduler.type == "none":  # else the scheduler must hear again how the ended ones went
         ended = {trial.name for trial in earlier if trial.ended}
         listed = [params for params in listed if trial_name(params) not in ended]
     parent = open_parent(config, say)
-    observer = Observer(setting, data.index.fingerprint, parent)
     count = sweep.trials - sum(trial.ended for trial in earlier) if adaptive else len(listed)
+    observer = Observer(setting, data.index.fingerprint, parent, plan.concurrency, count, say)
     if count > 0:
         make_tuner(setting, plan, observer, listed, earlier, count).fit()
     observer.close()
@@ -140,8 +142,9 @@ def plan_trials(config: Config, sweep: Sweep, cluster: dict[str, float]) -> Plan
     return Plan(config, concurrency, held, resources)
 
 
-def announce(config: Config, sweep: Sweep, plan: Plan, number: int, earlier: Sequence[Trial]) -> Iterator[str]:
+def announce(setting: TrialSetting, plan: Plan, number: int, earlier: Sequence[Trial]) -> Iterator[str]:
     """What is to come, and how long it may take."""
+    config, sweep = setting.config, setting.sweep
     cluster, ended, epochs = cluster_resources(), sum(trial.ended for trial in earlier), sweep.epochs(config)
     yield (
         f"Sweep {config.RUN.NAME} : {number} trials of {epochs} epochs, {config.steps_per_epoch:,} steps each, "
@@ -156,25 +159,37 @@ def announce(config: Config, sweep: Sweep, plan: Plan, number: int, earlier: Seq
     left = sum(epochs - len(trial.history) for trial in earlier if not trial.ended)
     left += max(number - len(earlier), 0) * epochs
     if left:
-        seconds = time_steps(config, plan)
+        seconds = time_steps(setting, plan)
         rounds = -(-(number - ended) // plan.concurrency)
         total = seconds * config.steps_per_epoch * left / plan.concurrency + rounds * SECONDS_TO_START
         at_most = " at most" if sweep.scheduler.type == "asha" or sweep.stop.keys() - {"epoch"} else ""
         yield (
-            f"A step takes about {seconds:.3f} s here, so this will take about {datetime.timedelta(seconds=int(total))}"
-            f"{at_most}, more where frames are decoded more slowly than that"
+            f"A step, with its samples, takes about {seconds:.2f} s here; so all will take about "
+            f"{datetime.timedelta(seconds=int(total))}{at_most}"
         )
 
 
-def time_steps(config: Config, plan: Plan) -> float:
-    """Seconds of a training step when as many trials as will run at a time take one."""
-    task = ray.remote(_time_steps).options(
+def time_steps(setting: TrialSetting, plan: Plan) -> float:
+    """Seconds of a step while as many trials as will run at a time take one; of making its samples, if that is more."""
+    task = ray.remote(_time_step).options(
         num_cpus=plan.resources.cpus_per_worker, num_gpus=plan.resources.gpus_per_worker
     )
-    return statistics.mean(ray.get([task.remote(config) for _ in range(plan.concurrency)]))
+    times = ray.get([task.remote(setting) for _ in range(plan.concurrency)])
+    step, sample = (statistics.mean(values) for values in zip(*times, strict=True))
+    training = setting.config.RUN.WORKERS * plan.resources.cpus_per_worker
+    data = max(cluster_resources()["CPU"] / plan.concurrency - training, plan.resources.cpus_per_task)
+    return max(step, setting.config.TRAIN.BATCH_SIZE * sample / data)
 
 
-def _time_steps(config: Config) -> float:
+def _time_step(setting: TrialSetting) -> tuple[float, float]:
+    """Seconds of a worker's step, and of making a sample."""
+    config = setting.config
+    triplets = TripletSource.from_config(config, ray.get(setting.index_ref), setting.root)
+    made = []
+    for number in range(8):
+        began = time.perf_counter()
+        triplets.sample(number)
+        made.append(time.perf_counter() - began)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     state = TrainState.fresh(config, 0, device)
     data, size = config.DATA, config.TRAIN.BATCH_SIZE // config.RUN.WORKERS
@@ -188,12 +203,12 @@ def _time_steps(config: Config) -> float:
         torch.full((size, 4), 0.25, device=device),
         torch.ones(size, data.TEMPLATE.NUMBER + 1, device=device),
     )
-    times = []
+    taken = []
     for _ in range(4):
         began = time.perf_counter()
         train_step(state.model, state.optimizer, batch, config).cpu()  # waits for the device
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[1:]), statistics.median(made)
 
 
 def make_tuner(
@@ -206,17 +221,18 @@ def make_tuner(
 ) -> tune.Tuner:
     """Ray Tune's part. `listed`: the trials, where they are known beforehand; `count`: how many there will be."""
     config, sweep = setting.config, setting.sweep
-    columns = {key: trial_name({key: 0}).partition("=")[0] for key in sweep.parameters}
+    # A trial that failed says why in a line; Ray Tune would print a page for each try.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, setting=setting), {"CPU": 0}),
+        tune.with_resources(tune.with_parameters(run_trial, setting=setting), DRIVER),
         param_space={key: parameter.domain() for key, parameter in sweep.parameters.items()},
         tune_config=tune.TuneConfig(
             metric=sweep.metric,
             mode=sweep.direction,
-            search_alg=make_search(sweep, listed, earlier),
+            search_alg=make_search(sweep, plan, listed, earlier),
             scheduler=make_scheduler(config, sweep),
             num_samples=count,
-            max_concurrent_trials=plan.concurrency,
+            max_concurrent_trials=plan.concurrency if sweep.search.type == "optuna" else None,
             trial_name_creator=name_of,
             trial_dirname_creator=name_of,
         ),
@@ -226,20 +242,17 @@ def make_tuner(
             failure_config=tune.FailureConfig(max_failures=sweep.retries),
             stop=lambda _, result: sweep.is_enough(result),
             callbacks=[observer],
-            progress_reporter=tune.CLIReporter(
-                parameter_columns=columns,
-                metric_columns={"epoch": "epoch", "loss": "loss", "iou": "IoU", "samples_per_second": "samples/s"},
-                max_report_frequency=SECONDS_BETWEEN_TABLES,
-                print_intermediate_tables=True,
-            ),
         ),
     )
 
 
-def make_search(sweep: Sweep, listed: Sequence[Params], earlier: Sequence[Trial]) -> SearchAlgorithm | Searcher:
+def make_search(
+    sweep: Sweep, plan: Plan, listed: Sequence[Params], earlier: Sequence[Trial]
+) -> SearchAlgorithm | Searcher:
     """The listed trials in their order; or Optuna, which is told what an earlier start of the sweep found."""
     if sweep.search.type == "random":
-        return BasicVariantGenerator(points_to_evaluate=[dict(params) for params in listed])
+        # It does not heed TuneConfig.max_concurrent_trials.
+        return BasicVariantGenerator([dict(params) for params in listed], max_concurrent=plan.concurrency)
     unfinished = [trial.params for trial in earlier if not trial.ended]
     space = {key: parameter.domain() for key, parameter in sweep.parameters.items()}
     search = OptunaSearch(
@@ -278,9 +291,19 @@ def open_parent(config: Config, say: Callable[[str], None]) -> str | None:
 class Observer(tune.Callback):
     """In the job's process: notes how each trial ends, and mirrors its folder to MLflow meanwhile."""
 
-    def __init__(self, setting: TrialSetting, fingerprint: str, parent: str | None) -> None:
+    def __init__(
+        self,
+        setting: TrialSetting,
+        fingerprint: str,
+        parent: str | None,
+        concurrency: int,
+        count: int,
+        say: Callable[[str], None],
+    ) -> None:
         self._setting, self._fingerprint, self._parent = setting, fingerprint, parent
         self._mirrors: dict[str, tracking.MirrorThread] = {}
+        self._concurrency, self._count, self._ended = concurrency, count, 0
+        self._say, self._began = say, time.monotonic()
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         name = name_of(trial)
@@ -305,7 +328,9 @@ class Observer(tune.Callback):
         note = read_note(filesystem, folder) or TrialNote(trial.config)
         if note.status != "failed":  # its process was killed before it could say why
             reason = str(trial.get_error()).strip().splitlines()[-1]
-            write_note(filesystem, folder, replace(note, status="failed", reason=reason))
+            note = replace(note, status="failed", reason=reason)
+            write_note(filesystem, folder, note)
+        self._say(f"{name_of(trial)} failed: {note.reason}")
         self._end(trial, "FAILED")
 
     def close(self) -> None:
@@ -319,5 +344,10 @@ class Observer(tune.Callback):
         return config, *open_run_folder(config)
 
     def _end(self, trial: TuneTrial, status: tracking.Status) -> None:
+        self._ended += 1
+        if left := self._count - self._ended:
+            halves = min(self._concurrency, left) / 2  # those that run now are half done, on average
+            seconds = int((time.monotonic() - self._began) / (self._ended + halves) * (left - halves))
+            self._say(f"{self._ended} of {self._count} trials ended, about {datetime.timedelta(seconds=seconds)} left")
         if name_of(trial) in self._mirrors:
             self._mirrors[name_of(trial)].end(status)

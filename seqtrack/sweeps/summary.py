@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pyarrow import csv, parquet
 
 from seqtrack.config import Config
@@ -25,10 +26,11 @@ EXPLANATION = (
 def write_summary(config: Config, sweep: Sweep, trials: Sequence[Trial], folder: Path) -> str:
     """Writes every file into `folder`; returns the result in a sentence. `config`: the sweep's own."""
     folder.mkdir(parents=True, exist_ok=True)
+    groups = group_by_seed(trials, sweep.metric)
+    trials = [trial for group in groups for trial in group.trials]  # in the order of their parameters
     table = trials_table(trials, sweep)
     csv.write_csv(table, folder / "trials.csv")
     parquet.write_table(table, folder / "trials.parquet")
-    groups = group_by_seed(trials, sweep.metric)
     best = best_group(groups, sweep)
     if best is not None:
         (folder / "best_config.yaml").write_text(best_config(config, best).to_yaml(), encoding="utf-8")
@@ -38,7 +40,7 @@ def write_summary(config: Config, sweep: Sweep, trials: Sequence[Trial], folder:
     failed = [trial for trial in trials if trial.note.status == "failed"]
     facts = {
         "title": f"{config.RUN.NAME}: a sweep over {', '.join(sweep.parameters)}",
-        "summary": _overview(config, trials),
+        "summary": _overview(config, sweep, trials),
         "verdict": verdict(best, sweep),
         "best": best,
         "notes": [f"{trial.name} failed: {trial.note.reason}" for trial in failed],
@@ -48,7 +50,7 @@ def write_summary(config: Config, sweep: Sweep, trials: Sequence[Trial], folder:
         "trial_table": _trial_table(trials, sweep),
         "captions": captions | {"curves": "Each trial over its epochs."},
         "images": {name: save_figure(figure, folder / name) for name, figure in figures.items()},
-        "sweep": sweep.to_json(),
+        "sweep": yaml.safe_dump(sweep.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
         "settings": config.to_yaml(),
     }
     write_pages(folder, {"index.html": "sweep.html.jinja", "summary.md": "sweep.md.jinja"}, facts)
@@ -71,11 +73,11 @@ def verdict(best: Group | None, sweep: Sweep) -> str:
     return f"Best: {what}, with {sweep.metric} {best.mean:.4f}{spread} (n = {len(best.values)})"
 
 
-def _overview(config: Config, trials: Sequence[Trial]) -> str:
+def _overview(config: Config, sweep: Sweep, trials: Sequence[Trial]) -> str:
     counts = {status: sum(trial.note.status == status for trial in trials) for status in _STATUSES}
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     return (
-        f"{len(trials)} trials ({said}) of {config.MODEL.ENCODER.TYPE}, {config.TRAIN.EPOCH} epochs of "
+        f"{len(trials)} trials ({said}) of {config.MODEL.ENCODER.TYPE}, {sweep.epochs(config)} epochs of "
         f"{config.steps_per_epoch:,} steps at most."
     )
 

@@ -3,49 +3,58 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
+import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
+from tests.settings import make_tiny_settings
 from tests.training.runs import REPOSITORY, load_job, write_config
 
 job = load_job("reproduce")
 
 
-@pytest.fixture
-def config(tiny_settings: dict[str, Any], tmp_path: Path) -> str:
-    tiny_settings["TRAIN"] |= {"EPOCH": 3}
-    tiny_settings["RUN"]["NAME"] = "twice"
-    return write_config(tiny_settings, tmp_path)
+@pytest.fixture(scope="module")
+def config(lasot_root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("reproduce")
+    settings = make_tiny_settings(lasot_root, folder / "runs")
+    settings["TRAIN"] |= {"EPOCH": 3}
+    settings["RUN"]["NAME"] = "twice"
+    return write_config(settings, folder)
 
 
-def test_the_second_phase_reproduces_the_first_though_the_job_is_killed(
-    cluster: None, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def experiment(cluster: None, config: str) -> tuple[int, str, Path]:
+    """Exit code, output and folder of an experiment that was killed in its second phase and given again."""
     command = [sys.executable, "ray_jobs/reproduce.py", "--config", config]
     environment = os.environ | {"RAY_ADDRESS": "local"}
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert any("Phase 2, in" in line for line in process.stdout)
         process.kill()
+    with redirect_stdout(io.StringIO()) as shown:
+        code = job.main(["--config", config])
+    return code, shown.getvalue(), Path(config).parent / "runs/twice"
 
-    assert job.main(["--config", config]) == 0
-    shown = capsys.readouterr().out
+
+def test_the_second_phase_reproduces_the_first_though_the_job_is_killed(experiment: tuple[int, str, Path]) -> None:
+    code, shown, folder = experiment
+    assert code == 0
     assert "It was trained to its end before." in shown
     assert "Phase 2 against phase 1: bitwise equal" in shown
     assert "Steps 13 to 18 were compared." in shown
-    report = tmp_path / "runs/twice/report"
-    assert "Phase 2 against phase 1: bitwise equal" in (report / "index.html").read_text()
+    assert "Phase 2 against phase 1: bitwise equal" in (folder / "report/index.html").read_text()
 
-    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    client = MlflowClient(f"sqlite:///{folder.parent}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("seqtrack").experiment_id])
     (parent,) = [run for run in runs if run.info.run_name == "twice"]
     children = {run.info.run_name for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
@@ -57,12 +66,12 @@ def test_the_second_phase_reproduces_the_first_though_the_job_is_killed(
 
 
 def test_a_checkpoint_that_was_tampered_with_is_noticed(
-    cluster: None, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    experiment: tuple[int, str, Path], config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One weight changed by 1e-6, and the sums made to fit."""
-    train = load_job("train")
-    assert train.main(["--config", config, "RUN.NAME=first"]) == 0
-    checkpoint = tmp_path / "runs/first/checkpoint_epoch_0002"
+    first = tmp_path / "first"
+    shutil.copytree(experiment[2] / "phase1", first)
+    checkpoint = first / "checkpoint_epoch_0002"
     weights = load_file(checkpoint / "model.safetensors")
     weights["vocab_embed.layers.2.bias"][0] += 1e-6
     save_file(weights, checkpoint / "model.safetensors")
@@ -71,7 +80,7 @@ def test_a_checkpoint_that_was_tampered_with_is_noticed(
     (checkpoint / "SHA256SUMS").write_text(sums)
     assert not torch.equal(weights["vocab_embed.layers.2.bias"], torch.zeros(18))
 
-    assert job.main(["--config", config, "--phase1", str(tmp_path / "runs/first")]) == 1
+    assert job.main(["--config", config, "RUN.NAME=tampered", "--phase1", str(first)]) == 1
     assert re.search(r"Phase 2 against phase 1: different from step 1[3-8] on", capsys.readouterr().out)
 
 

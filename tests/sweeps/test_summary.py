@@ -58,9 +58,9 @@ def test_the_files_say_the_same_and_the_best_configuration_runs(tiny_config: Con
     )
     table = parquet.read_table(tmp_path / "trials.parquet")
     assert table.num_rows == 6
-    assert table.to_pylist()[0]["TRAIN.LR"] == 0.1
+    assert [row["TRAIN.LR"] for row in table.to_pylist()] == [0.001] * 3 + [0.1] * 3
     assert csv.read_csv(tmp_path / "trials.csv").column_names == table.column_names
-    assert [row["status"] for row in table.to_pylist()] == ["finished", "failed", "stopped early", *["finished"] * 3]
+    assert [row["status"] for row in table.to_pylist()] == [*["finished"] * 4, "failed", "stopped early"]
     for name in ("index.html", "summary.md"):
         text = (tmp_path / name).read_text()
         for fact in (

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import signal
 import subprocess
 import sys
 import threading
@@ -13,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
 from pyarrow import parquet
-from ray.util.state import list_actors
 
 from tests.settings import make_tiny_settings
 from tests.training.runs import REPOSITORY, assert_same_bits, load_job, write_config
@@ -30,7 +28,7 @@ LAST = "checkpoint_epoch_0002"
 
 def write_sweep(folder: Path, **values: Any) -> str:
     path = folder / "sweep.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
     return str(path)
 
 
@@ -42,14 +40,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def config(folder: Path, lasot_root: Path) -> str:
     settings = make_tiny_settings(lasot_root, folder / "runs")
+    settings["DATA"]["TRAIN"]["SAMPLE_PER_EPOCH"] = 158  # 40 steps, long enough to be killed among them
+    settings["TRAIN"]["CHECKPOINT_EVERY_STEPS"] = 10
     del settings["RUN"]["NAME"]
     return write_config(settings, folder)
 
 
 @pytest.fixture(scope="module")
 def swept(cluster: None, folder: Path, config: str) -> tuple[int, Path]:
-    """Exit code and folder of a sweep over two learning rates, one of them absurd, and two seeds."""
-    sweep = write_sweep(folder, parameters={"TRAIN.LR": {"grid": [0.001, 1e30]}, "SEED": {"grid": [1, 2]}}, retries=1)
+    """Exit code and folder of a sweep over two learning rates, one of them absurd."""
+    sweep = write_sweep(folder, parameters={"TRAIN.LR": {"grid": [0.001, 1e30]}, "SEED": {"grid": [2]}}, retries=1)
     return job.main(["--config", config, "--sweep", sweep]), folder / "runs/tiny-sweep"
 
 
@@ -62,12 +62,10 @@ def test_trials_that_diverge_fail_with_their_reason_and_the_others_end(swept: tu
     assert code == 1
     found = rows(sweep)
     assert {name: row["status"] for name, row in found.items()} == {
-        f"{GOOD},SEED=1": "finished",
         f"{GOOD},SEED=2": "finished",
-        "LR=1e+30,SEED=1": "failed",
         "LR=1e+30,SEED=2": "failed",
     }
-    reason = found["LR=1e+30,SEED=1"]["reason"]
+    reason = found["LR=1e+30,SEED=2"]["reason"]
     assert reason.startswith("step ") and "gradient norm" in reason and "learning rate 1e+30" in reason
     assert "Best: TRAIN.LR 0.001" in (sweep / "summary.md").read_text()
 
@@ -87,9 +85,7 @@ def test_each_trial_has_its_own_mlflow_run_below_the_sweeps(swept: tuple[int, Pa
     (parent,) = [run for run in runs if run.info.run_name == "tiny-sweep"]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert {run.info.run_name: run.info.status for run in children} == {
-        f"{GOOD},SEED=1": "FINISHED",
         f"{GOOD},SEED=2": "FINISHED",
-        "LR=1e+30,SEED=1": "FAILED",
         "LR=1e+30,SEED=2": "FAILED",
     }
     (good,) = [run for run in children if run.info.run_name == f"{GOOD},SEED=2"]
@@ -118,13 +114,13 @@ def test_a_sweep_that_was_killed_goes_on_and_a_killed_trial_from_its_checkpoint(
     killed = threading.Event()
 
     def kill_the_trial() -> None:
-        wait_until(lambda: (other / "checkpoint_epoch_0001").exists())
-        actors = [
-            actor
-            for actor in list_actors()
-            if actor["name"] == f"{GOOD},SEED=2" or "run_trial" in str(actor["class_name"])
+        wait_until(lambda: any(other.glob("checkpoint_epoch_*")))
+        (process,) = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if "ray::ImplicitFunc" in str(process.info["cmdline"])
         ]
-        os.kill(random.choice([actor["pid"] for actor in actors if actor["state"] == "ALIVE"]), signal.SIGKILL)
+        process.kill()
         killed.set()
 
     thread = threading.Thread(target=kill_the_trial)
@@ -133,8 +129,7 @@ def test_a_sweep_that_was_killed_goes_on_and_a_killed_trial_from_its_checkpoint(
     thread.join()
     assert killed.is_set()
     assert "2 trials of 2 epochs" in (shown := capsys.readouterr().out) and "; 1 are done" in shown
-    for trial in (done, other):
-        assert_same_bits(trial, swept[1] / "trials" / trial.name, LAST)
+    assert_same_bits(other, swept[1] / "trials" / other.name, LAST)
     assert (done / "train.log").read_text().count("Training vit_demo") == 1
     assert (other / "train.log").read_text().count("Training vit_demo") >= 2
 
@@ -144,19 +139,18 @@ def test_asha_stops_the_worse_trials_and_the_summary_says_where(
 ) -> None:
     sweep = write_sweep(
         folder,
-        parameters={"TRAIN.LR": {"grid": [0.003, 1e-8, 1e-9]}},
+        parameters={"TRAIN.LR": {"grid": [0.003, 1e-9]}},
         metric="loss",
-        scheduler={"type": "asha"},
+        scheduler={"type": "asha", "reduction_factor": 2},
         concurrency=1,
     )
     assert job.main(["--config", config, "--sweep", sweep, "RUN.NAME=asha"]) == 0
     found = rows(folder / "runs/asha")
     assert {name: (row["status"], row["epochs"]) for name, row in found.items()} == {
         "LR=0.003": ("finished", 2),
-        "LR=1e-08": ("stopped early", 1),
         "LR=1e-09": ("stopped early", 1),
     }
-    assert "| 1e-08 | stopped early | 1 |" in (folder / "runs/asha/summary.md").read_text()
+    assert "| 1e-09 | stopped early | 1 |" in (folder / "runs/asha/summary.md").read_text()
     assert "Best: TRAIN.LR 0.003" in capsys.readouterr().out
 
 
