@@ -115,11 +115,8 @@ def test_a_sweep_that_was_killed_goes_on_and_a_killed_trial_from_its_checkpoint(
 
     def kill_the_trial() -> None:
         wait_until(lambda: any(other.glob("checkpoint_epoch_*")))
-        (process,) = [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if "ray::ImplicitFunc" in str(process.info["cmdline"])
-        ]
+        running = psutil.process_iter(["cmdline"])
+        (process,) = [process for process in running if "ray::ImplicitFunc" in str(process.info["cmdline"])]
         process.kill()
         killed.set()
 
