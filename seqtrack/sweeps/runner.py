@@ -109,10 +109,10 @@ def run_sweep(config: Config, sweep: Sweep, say: Callable[[str], None]) -> tuple
 
 
 def check_same_sweep(sweep: Sweep, filesystem: fs.FileSystem, folder: str) -> None:
-    """Raises ConfigError where the folder has a sweep over other values."""
+    """Raises ConfigError where the folder has a sweep over other values. More trials of the same are fine."""
     text = read_text(filesystem, f"{folder}/{SWEEP_FILE}")
     earlier = Sweep.model_validate_json(text) if text else sweep
-    same = ("parameters", "metric", "direction", "trials", "search", "scheduler", "stop")
+    same = ("parameters", "metric", "direction", "search", "scheduler", "stop")
     changed = [name for name in same if getattr(earlier, name) != getattr(sweep, name)]
     if changed:
         raise ConfigError(f"{folder} holds a sweep with other {', '.join(changed)}; another RUN.NAME keeps both")
@@ -221,18 +221,20 @@ def make_tuner(
 ) -> tune.Tuner:
     """Ray Tune's part. `listed`: the trials, where they are known beforehand; `count`: how many there will be."""
     config, sweep = setting.config, setting.sweep
+    adaptive = sweep.search.type == "optuna"
     # A trial that failed says why in a line; Ray Tune would print a page for each try.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, setting=setting), DRIVER),
-        param_space={key: parameter.domain() for key, parameter in sweep.parameters.items()},
+        # Optuna has the space already, and Ray Tune takes only one.
+        param_space={} if adaptive else {key: parameter.domain() for key, parameter in sweep.parameters.items()},
         tune_config=tune.TuneConfig(
             metric=sweep.metric,
             mode=sweep.direction,
             search_alg=make_search(sweep, plan, listed, earlier),
             scheduler=make_scheduler(config, sweep),
             num_samples=count,
-            max_concurrent_trials=plan.concurrency if sweep.search.type == "optuna" else None,
+            max_concurrent_trials=plan.concurrency if adaptive else None,
             trial_name_creator=name_of,
             trial_dirname_creator=name_of,
         ),

@@ -46,6 +46,13 @@ def test_another_seed_draws_other_trials() -> None:
     assert drawn[0] != drawn[1]
 
 
+def test_more_trials_begin_with_the_same_ones() -> None:
+    """So a sweep can be given again with more."""
+    parameters = {"TRAIN.LR": {"uniform": [0.1, 0.2]}, "TRAIN.EPOCH": {"randint": [1, 9]}, "SEED": {"grid": [1, 2]}}
+    few, many = (sweep_of(parameters=parameters, trials=trials).listed() for trials in (2, 5))
+    assert many[: len(few)] == few
+
+
 def test_what_is_drawn_twice_is_trained_once() -> None:
     sweep = sweep_of(parameters={"TRAIN.OPTIMIZER": {"choice": ["ADAMW"]}}, trials=5)
     assert sweep.listed() == [{"TRAIN.OPTIMIZER": "ADAMW"}]

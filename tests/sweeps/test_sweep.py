@@ -115,8 +115,9 @@ def test_a_sweep_that_was_killed_goes_on_and_a_killed_trial_from_its_checkpoint(
 
     def kill_the_trial() -> None:
         wait_until(lambda: any(other.glob("checkpoint_epoch_*")))
-        running = psutil.process_iter(["cmdline"])
-        (process,) = [process for process in running if "ray::ImplicitFunc" in str(process.info["cmdline"])]
+        ours = {process.pid for process in psutil.Process().children(recursive=True)}
+        named = psutil.process_iter(["cmdline"])
+        (process,) = [one for one in named if one.pid in ours and "ray::ImplicitFunc" in str(one.info["cmdline"])]
         process.kill()
         killed.set()
 
