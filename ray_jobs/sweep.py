@@ -28,7 +28,7 @@ from seqtrack.sweeps.settings import Sweep, load_sweep
 from seqtrack.sweeps.summary import write_summary
 from seqtrack.tracking import mlflow as tracking
 from seqtrack.training.checkpoint import CheckpointError
-from seqtrack.training.trainer import settle_paths
+from seqtrack.training.trainer import join_cluster, settle_paths
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,11 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
         received.append(number)
         os.kill(os.getpid(), signal.SIGINT)  # which Ray Tune knows what to do with
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.getsignal(signal.SIGTERM)
     try:
         config = read_settings(options)
         sweep = load_sweep(options.sweep)
         sweep.check(config, options.sweep)
+        join_cluster()
+        signal.signal(signal.SIGTERM, interrupt)  # only now: Ray sets its own when it joins
         trials, parent = run_sweep(config, sweep, lambda line: print(line, flush=True))
         return report(config, sweep, trials, parent)
     except (ConfigError, DataError, WeightsError, CheckpointError) as error:
