@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mlflow.exceptions import MlflowException
 from pyarrow import fs
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -92,11 +91,7 @@ def reproduce(config: Config, options: argparse.Namespace) -> int:
     storage = child(config.RUN.STORAGE_PATH, str(config.RUN.NAME))
     if tracking.STORE_VARIABLE not in os.environ:  # the phases' own storage is further down; one store holds them all
         config = config.with_settings({"MLFLOW.TRACKING_URI": tracking.tracking_uri(config)})
-    try:
-        parent_run = tracking.open_parent_run(config)
-    except MlflowException as error:
-        parent_run = None
-        print(f"No MLflow run for the experiment: {error}", file=sys.stderr)
+    parent_run = tracking.open_parent_run(config)
     places = [given_or(options.phase1, Place(storage, "phase1")), given_or(options.phase2, Place(storage, "phase2"))]
     start = child(places[0].folder, checkpoint_name(options.resume_epoch - 1, 0))
     errors: list[str | None] = [None, None]
@@ -151,12 +146,8 @@ def report(
         filesystem.create_dir(path, recursive=True)
         fs.copy_files(directory, path, fs.LocalFileSystem(), filesystem)
         reproduced = comparison is not None and comparison.reproduced
-        if parent_run is not None:
-            status: Literal["FINISHED", "FAILED"] = "FINISHED" if reproduced else "FAILED"
-            try:
-                tracking.close_parent_run(config, parent_run, Path(directory), comparison_metrics(comparison), status)
-            except MlflowException as error:
-                print(f"MLflow did not take the report; the same command tries again: {error}", file=sys.stderr)
+        status: Literal["FINISHED", "FAILED"] = "FINISHED" if reproduced else "FAILED"
+        tracking.close_parent_run(config, parent_run, Path(directory), comparison_metrics(comparison), status)
     print(f"\n{verdict(comparison)}")
     for phase in (phase1, phase2):
         if phase is not None and phase.error is not None:

@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
-from mlflow.exceptions import MlflowException
 from pyarrow import fs
 
 from seqtrack.config import Config, ConfigError, load_config
@@ -82,11 +81,7 @@ def report(config: Config, sweep: Sweep, trials: list[Trial], parent: str | None
         result = write_summary(config, sweep, trials, Path(directory))
         filesystem, path = fs.FileSystem.from_uri(target)
         fs.copy_files(directory, path, fs.LocalFileSystem(), filesystem)
-        if parent is not None:
-            try:
-                tracking.close_parent_run(config, parent, Path(directory), {}, "FAILED" if failed else "FINISHED")
-            except MlflowException as error:
-                print(f"MLflow did not take the summary; the same command tries again: {error}", file=sys.stderr)
+        tracking.close_parent_run(config, parent, Path(directory), {}, "FAILED" if failed else "FINISHED")
     print(f"\n{result}")
     for trial in failed:
         print(f"failed: {trial.name}: {trial.note.reason}", file=sys.stderr)

@@ -35,7 +35,7 @@ def test_only_the_upper_floors_know_ray_and_the_trackers(path: Path) -> None:
     roots = {module.partition(".")[0] for module in imported_modules(path)}
     if not name(path).startswith(RAY_FILES):
         assert "ray" not in roots
-    if not name(path).startswith(("tracking/", "sweeps/")) and name(path) != "model/weights.py":
+    if not name(path).startswith("tracking/") and name(path) != "model/weights.py":
         assert not roots & {"mlflow", "huggingface_hub"}
 
 

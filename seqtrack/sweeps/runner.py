@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 import torch
-from mlflow.exceptions import MlflowException
 from pyarrow import fs
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
@@ -99,7 +98,7 @@ def run_sweep(config: Config, sweep: Sweep, say: Callable[[str], None]) -> tuple
     if sweep.scheduler.type == "none":  # else the scheduler must hear again how the ended ones went
         ended = {trial.name for trial in earlier if trial.ended}
         listed = [params for params in listed if trial_name(params) not in ended]
-    parent = open_parent(config, say)
+    parent = tracking.open_parent_run(config)
     count = sweep.trials - sum(trial.ended for trial in earlier) if adaptive else len(listed)
     observer = Observer(setting, data.index.fingerprint, parent, plan.concurrency, count, say)
     if count > 0:
@@ -280,14 +279,6 @@ def make_scheduler(config: Config, sweep: Sweep) -> TrialScheduler:
 
 def name_of(trial: TuneTrial) -> str:
     return trial_name(trial.config)
-
-
-def open_parent(config: Config, say: Callable[[str], None]) -> str | None:
-    try:
-        return tracking.open_parent_run(config)
-    except MlflowException as error:
-        say(f"No MLflow run for the sweep: {error}")
-        return None
 
 
 class Observer(tune.Callback):

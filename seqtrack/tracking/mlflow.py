@@ -13,6 +13,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -296,7 +297,7 @@ class MirrorThread:
                     logger.warning("MLflow at %s is back", self._shown)
                 pause, self._problem = SECONDS_BETWEEN_LOOKS, None
             except Exception as error:  # whatever it is, it must not end this thread: the next try may succeed
-                reason = str(error).replace(tracking_uri(self._config), self._shown)
+                reason = explain(error)
                 if self._problem is None:
                     logger.warning("MLflow at %s: %s; training goes on, and it is tried again", self._shown, reason)
                 pause, self._problem = min(2 * pause, LONGEST_PAUSE), reason
@@ -342,33 +343,46 @@ def find_experiment(client: MlflowClient, config: Config) -> str:
     )
 
 
-def open_parent_run(config: Config) -> str:
+def open_parent_run(config: Config) -> str | None:
     """The MLflow run that holds the parts of the experiment RUN.NAME: of an earlier start of it, or a new one.
 
-    Raises MlflowException.
+    None, with a warning, where MLflow cannot be reached.
     """
-    client = make_client(config)
-    experiment = find_experiment(client, config)
-    found = client.search_runs([experiment], f"tags.experiment_of_parts = '{config.RUN.NAME}'", max_results=1)
-    if found:
-        return found[0].info.run_id
-    tags = resolve_tags({"experiment_of_parts": str(config.RUN.NAME)})
-    return client.create_run(experiment, run_name=config.RUN.NAME, tags=tags).info.run_id
+    try:
+        client = make_client(config)
+        experiment = find_experiment(client, config)
+        found = client.search_runs([experiment], f"tags.experiment_of_parts = '{config.RUN.NAME}'", max_results=1)
+        if found:
+            return found[0].info.run_id
+        tags = resolve_tags({"experiment_of_parts": str(config.RUN.NAME)})
+        return client.create_run(experiment, run_name=config.RUN.NAME, tags=tags).info.run_id
+    except MlflowException as error:
+        logger.warning("no MLflow run for %s as a whole: %s", config.RUN.NAME, explain(error))
+        return None
 
 
 def close_parent_run(
-    config: Config, run_id: str, folder: Path, metrics: dict[str, float], status: Literal["FINISHED", "FAILED"]
+    config: Config, run_id: str | None, folder: Path, metrics: dict[str, float], status: Literal["FINISHED", "FAILED"]
 ) -> None:
     """Puts a report's files into the run's artifacts, under `report`, and its numbers into the run's metrics.
 
-    Raises MlflowException.
+    Warns where MLflow cannot be reached. Does nothing without a run.
     """
-    client = make_client(config)
-    client.log_artifacts(run_id, str(folder), "report")
-    client.log_batch(
-        run_id, metrics=[Metric(name, value, int(time.time() * 1000), 0) for name, value in metrics.items()]
-    )
-    client.set_terminated(run_id, status)
+    if run_id is None:
+        return
+    now = int(time.time() * 1000)
+    try:
+        client = make_client(config)
+        client.log_artifacts(run_id, str(folder), "report")
+        client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
+        client.set_terminated(run_id, status)
+    except MlflowException as error:
+        logger.warning("MLflow did not take the report; the same command tries again: %s", explain(error))
+
+
+def explain(error: Exception) -> str:
+    """What an error says, without the user and password of the URIs that MLflow puts into it."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", str(error))
 
 
 def without_credentials(uri: str) -> str:
@@ -399,7 +413,7 @@ def main() -> int:
     try:
         mirror = deliver(options.run)
     except (MlflowException, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {explain(error)}", file=sys.stderr)  # noqa: T201
         return 1
     print(f"MLflow run {mirror.state.run_id} is up to date with {options.run}")  # noqa: T201
     return 0

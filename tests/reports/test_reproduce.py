@@ -59,6 +59,9 @@ def test_the_second_phase_reproduces_the_first_though_the_job_is_killed(experime
     (parent,) = [run for run in runs if run.info.run_name == "twice"]
     children = {run.info.run_name for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
     assert children == {"phase1", "phase2"}
+    (phase2,) = [run for run in runs if run.info.run_name == "phase2"]
+    assert phase2.data.tags["phase"] == "resumed"
+    assert phase2.data.tags["resumed_from"].endswith("phase1/checkpoint_epoch_0002")
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["reproduced"] == 1
     files = {artifact.path for artifact in client.list_artifacts(parent.info.run_id, "report")}

@@ -19,7 +19,14 @@ from mlflow.entities import Run
 from pyarrow import fs
 
 from seqtrack.config import SETTINGS_FILE, Config
-from seqtrack.tracking.mlflow import Mirror, MirrorThread, deliver, open_parent_run, without_credentials
+from seqtrack.tracking.mlflow import (
+    Mirror,
+    MirrorThread,
+    close_parent_run,
+    deliver,
+    open_parent_run,
+    without_credentials,
+)
 from seqtrack.training.runlog import LOG_FILE, METRICS_FILE, MetricsFile
 from tests.settings import make_tiny_settings
 from tests.tracking.servers import MlflowServer, postgresql
@@ -145,8 +152,20 @@ def test_the_curves_of_a_run_with_every_trouble_are_those_of_a_run_without(
     client = MlflowClient(server.uri)
     experiment = client.get_experiment_by_name(tmp_path.name)
     assert experiment is not None
-    runs = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+    found = client.search_runs([experiment.experiment_id])
+    runs = {run.info.run_name: run.info.run_id for run in found}
     assert runs.keys() == {"whole", "troubled"}
+    for run in found:
+        assert {
+            "phase",
+            "seed",
+            "git_revision",
+            "dataset_fingerprint",
+            "ray_job_id",
+            "world_size",
+        } <= run.data.tags.keys()
+        assert {"perf/samples_per_second", "perf/data_wait_fraction", "perf/step_seconds"} <= run.data.metrics.keys()
+        assert "system/cpu_utilization_percentage" in run.data.metrics
     for name in ("train/loss", "train/iou", "train/grad_norm", "train/lr_encoder", "epoch/loss"):
         whole, troubled = (
             [(point.step, point.value) for point in client.get_metric_history(runs[run], name)]
@@ -229,6 +248,27 @@ def test_names_from_the_environment_win(
 def test_a_folder_that_is_not_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"config\.yaml"):
         deliver(str(tmp_path))
+
+
+def test_an_experiment_of_parts_goes_on_without_mlflow_and_shows_no_password(
+    tracked: Callable[..., tuple[Config, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = f"http://user:canary@127.0.0.1:{free.getsockname()[1]}"
+    config, folder = tracked("sqlite:////nowhere/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", nobody)
+    with caplog.at_level(logging.WARNING, "seqtrack"):
+        assert open_parent_run(config) is None
+        close_parent_run(config, "any", folder, {}, "FINISHED")
+    assert "no MLflow run for" in caplog.text and "MLflow did not take the report" in caplog.text
+    told = subprocess.run(
+        [sys.executable, "-m", "seqtrack.tracking.mlflow", str(folder)], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert told.returncode == 1 and told.stderr.startswith("error: ")
+    assert "canary" not in caplog.text + told.stdout + told.stderr
 
 
 def test_what_is_shown_has_no_password() -> None:
