@@ -23,6 +23,7 @@ from seqtrack.locations import absolute, child, parent
 from seqtrack.model.weights import Weights, WeightsError, read_weights
 from seqtrack.reports.phases import Comparison, Phase, compare
 from seqtrack.reports.report import read_phase, verdict, write_report
+from seqtrack.submission import command
 from seqtrack.tracking import mlflow as tracking
 from seqtrack.tracking.hub import HubError
 from seqtrack.training.checkpoint import CheckpointError, checkpoint_name, local_copy
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"Stopped. To go on: {shlex.join([sys.executable, *sys.argv])}")
+        print(f"Stopped. To go on: {shlex.join(command('ray_jobs/reproduce.py', arguments or sys.argv[1:]))}")
         return 128 + stopped.number
 
 

@@ -21,6 +21,7 @@ from seqtrack.config import Config, ConfigError, load_config
 from seqtrack.data.lasot import DataError
 from seqtrack.locations import child
 from seqtrack.model.weights import WeightsError
+from seqtrack.submission import command
 from seqtrack.sweeps.results import Trial
 from seqtrack.sweeps.runner import run_sweep
 from seqtrack.sweeps.settings import Sweep, load_sweep
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"Stopped. To go on: {shlex.join([sys.executable, *sys.argv])}")
+        print(f"Stopped. To go on: {shlex.join(command('ray_jobs/sweep.py', arguments or sys.argv[1:]))}")
         return 128 + (received or [signal.SIGINT])[0]
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -91,7 +92,8 @@ def report(config: Config, sweep: Sweep, trials: list[Trial], parent: str | None
     print(f"Summary:      {child(target, 'index.html')}")
     print(f"All trials:   {child(target, 'trials.csv')}")
     if any(trial.finished for trial in trials):
-        print(f"Train on it:  {sys.executable} ray_jobs/train.py --config {child(target, 'best_config.yaml')}")
+        best = shlex.join(command("ray_jobs/train.py", ["--config", child(target, "best_config.yaml")]))
+        print(f"Train on it:  {best}")
     return 1 if failed else 0
 
 

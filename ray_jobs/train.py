@@ -18,6 +18,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from seqtrack.config import Config, ConfigError, load_config, parse_config, setting_docs
 from seqtrack.data.lasot import DataError
 from seqtrack.model.weights import WeightsError
+from seqtrack.submission import command
 from seqtrack.tracking.hub import HubError
 from seqtrack.training.checkpoint import CheckpointError
 from seqtrack.training.trainer import (
@@ -102,19 +103,19 @@ def read_settings(options: argparse.Namespace) -> Config:
 
 def again(options: argparse.Namespace, config: Config) -> str:
     """The command that goes on with this run."""
-    command = [program("python"), "ray_jobs/train.py"]
+    arguments: list[str] = []
     for flag, value in (("--config", options.config), ("--resume-from", options.resume_from)):
-        command += [flag, value] if value else []
+        arguments += [flag, value] if value else []
     if options.allow_changed:
-        command += ["--allow-changed", ",".join(options.allow_changed)]
+        arguments += ["--allow-changed", ",".join(options.allow_changed)]
     overrides = [override for override in options.overrides if not override.startswith("RUN.NAME=")]
-    return shlex.join([*command, *overrides, f"RUN.NAME={config.RUN.NAME}"])
+    return shlex.join(command("ray_jobs/train.py", [*arguments, *overrides, f"RUN.NAME={config.RUN.NAME}"]))
 
 
-def print_stopped(outcome: Outcome, command: str) -> None:
+def print_stopped(outcome: Outcome, go_on: str) -> None:
     name = signal.Signals(outcome.stopped_by or 0).name
     print(f"\nStopped by {name} after step {outcome.step}; the checkpoint is {outcome.last_checkpoint}")
-    print(f"To go on: {command}")
+    print(f"To go on: {go_on}")
 
 
 def print_outcome(outcome: Outcome) -> None:
@@ -127,10 +128,8 @@ def print_outcome(outcome: Outcome) -> None:
     print(f"Checkpoints and log:  {outcome.folder}")
     if outcome.last_checkpoint is not None and outcome.history:
         epochs = int(outcome.history[-1]["epoch"])
-        print(
-            f"Train on:             {program('python')} ray_jobs/train.py --resume-from {outcome.last_checkpoint} "
-            f"TRAIN.EPOCH={2 * epochs}"
-        )
+        more = ["--resume-from", outcome.last_checkpoint, f"TRAIN.EPOCH={2 * epochs}"]
+        print(f"Train on:             {shlex.join(command('ray_jobs/train.py', more))}")
     if outcome.tracking_uri.startswith("http"):
         print(f"Look at the curves:   {outcome.tracking_uri.rstrip('/')}{RUNS_PAGE}")
     else:

@@ -17,9 +17,10 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
+from pyarrow import ArrowException, fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from seqtrack.locations import is_uri
+from seqtrack.locations import absolute, is_uri
 
 
 class ConfigError(ValueError):
@@ -303,6 +304,11 @@ class RunConfig(Section):
     """CPUs of a training worker. Unset: 1, or less where the data pipeline would be left without any."""
     GPUS_PER_WORKER: NonNegativeFloat | None = None
     """GPUs of a training worker. Unset: 1 if the cluster has GPUs, else 0."""
+    DATA_CPUS: PositiveFloat | None = None
+    """CPUs that the data pipeline takes at most. Unset: all that are free."""
+    DATA_LABELS: dict[str, str] = {"seqtrack-role": "data"}
+    """Ray labels of the nodes that make samples (cluster.yaml gives them), as long as there are any; else all nodes do.
+    {}: all nodes, always."""
 
 
 class MlflowConfig(Section):
@@ -457,10 +463,12 @@ def load_settings(text: str, source: str) -> Config:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The values of a YAML file. Raises ConfigError naming it."""
+    """The values of a YAML file, on this machine or in an object store. Raises ConfigError naming it."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        filesystem, fs_path = fs.FileSystem.from_uri(absolute(str(path)))
+        with filesystem.open_input_stream(fs_path) as file:
+            text = file.read().decode()
+    except (OSError, UnicodeDecodeError, ArrowException) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     return _parse_yaml(text, str(path))
 

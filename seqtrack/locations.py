@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from seqtrack.submission import submission
+
 
 def is_uri(location: str) -> bool:
     return "://" in location
@@ -13,6 +15,13 @@ def is_uri(location: str) -> bool:
 def absolute(location: str) -> str:
     """What the location means wherever else it is used: workers have another current folder. URIs stay as they are."""
     return location if is_uri(location) else str(Path(location).expanduser().absolute())
+
+
+def lasting(location: str) -> str:
+    """As `absolute`, for what is to be written: below home, where Ray removes the current folder after the job."""
+    job = submission()
+    temporary = job is not None and job.package is not None
+    return absolute(location if is_uri(location) or not temporary else str(Path.home() / Path(location).expanduser()))
 
 
 def child(location: str, name: str) -> str:

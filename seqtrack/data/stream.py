@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
@@ -19,7 +19,8 @@ import numpy as np
 import ray
 import ray.data
 from numpy.typing import NDArray
-from ray.data import DataIterator
+from ray.data import DataIterator, Datasource, ExecutionResources, ReadTask
+from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.train.collective import broadcast_from_rank_zero
 
 from seqtrack.config import Config
@@ -89,19 +90,30 @@ class StreamPlan:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where the stream's tasks run."""
+
+    cpus_per_task: float
+    most_cpus: float | None
+    """Of all tasks that run at a time. None: whatever is free."""
+    labels: Mapping[str, str]
+    """Of the nodes that they run on as long as there are such nodes."""
+
+
+@dataclass(frozen=True)
 class StreamSource:
     """Where the stream's tasks find what they need."""
 
     index_ref: ray.ObjectRef[FrameIndex]
     """Shared by every run that trains on it, one copy per node."""
     make_triplets: Callable[[FrameIndex], TripletSource]
-    cpus_per_task: float
+    placement: Placement
 
     @classmethod
-    def of(cls, triplets: TripletSource, index_ref: ray.ObjectRef[FrameIndex], cpus_per_task: float) -> StreamSource:
+    def of(cls, triplets: TripletSource, index_ref: ray.ObjectRef[FrameIndex], placement: Placement) -> StreamSource:
         """`index_ref` refers to the index of `triplets`."""
         rest = {field.name: getattr(triplets, field.name) for field in fields(triplets) if field.name != "index"}
-        return cls(index_ref, partial(TripletSource, **rest), cpus_per_task)
+        return cls(index_ref, partial(TripletSource, **rest), placement)
 
 
 class _ShardExchange:
@@ -181,16 +193,19 @@ def _open_shard(
 ) -> DataIterator:
     """Rank 0 builds the dataset of steps start … stop - 1; every rank gets its iterator."""
     if rank == 0:
-        blocks = plan.num_blocks(start, stop)
-        dataset = ray.data.range(blocks, override_num_blocks=blocks)
+        placement = source.placement
+        steps = _Steps(source, plan, start, stop)
+        dataset = ray.data.read_datasource(
+            steps,
+            override_num_blocks=steps.num_blocks,
+            num_cpus=placement.cpus_per_task,
+            label_selector=dict(placement.labels),
+            fallback_strategy=[{"label_selector": {}}],  # anywhere, where no node has the labels
+        )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
-        dataset = dataset.map_batches(
-            _make_block,
-            batch_size=None,
-            num_cpus=source.cpus_per_task,
-            fn_kwargs={"source": source, "plan": plan, "start": start, "stop": stop},
-        )
+        if placement.most_cpus is not None:
+            dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=placement.most_cpus)
         shards = dataset.streaming_split(plan.world_size, equal=False)
         if exchange is None:
             return shards[0]
@@ -212,12 +227,28 @@ def _start(shard: DataIterator) -> Iterator[HostBatch]:
     return batches()
 
 
+class _Steps(Datasource):
+    """The steps start … stop - 1 as Ray Data reads them: a task for each block, none of which reads another's."""
+
+    def __init__(self, source: StreamSource, plan: StreamPlan, start: int, stop: int) -> None:
+        self._make_block = partial(_make_block, ray.put(source), plan, start, stop)
+        self.num_blocks = plan.num_blocks(start, stop)
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [ReadTask(partial(self._make_block, block), unknown) for block in range(self.num_blocks)]
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+
 def _make_block(
-    batch: dict[str, NDArray[Any]], source: StreamSource, plan: StreamPlan, start: int, stop: int
-) -> dict[str, NDArray[Any]]:
+    source_ref: ray.ObjectRef[StreamSource], plan: StreamPlan, start: int, stop: int, block: int
+) -> list[Block]:
     """The task: one block number -> the finished steps of that block."""
+    source = ray.get(source_ref)
     triplets = source.make_triplets(ray.get(source.index_ref))
-    steps, rank = plan.block_steps(int(batch["id"][0]), start, stop)
+    steps, rank = plan.block_steps(block, start, stop)
     rows: dict[str, list[Any]] = {field: [] for field in HostBatch._fields}
     for step in steps:
         numbers = plan.sample_numbers(step, rank)
@@ -230,7 +261,7 @@ def _make_block(
         rows["boxes_xywh"].append(np.stack([sample.box_xywh for sample in samples]))
         rows["brightness"].append(np.stack([sample.brightness for sample in samples]))
         rows["problems"].append("\n".join(problem for _, problems in made for problem in problems))
-    return {field: np.stack(values) for field, values in rows.items()}
+    return [BlockAccessor.batch_to_block({field: np.stack(values) for field, values in rows.items()})]
 
 
 def _split_block(block: dict[str, NDArray[Any]]) -> Iterator[HostBatch]:

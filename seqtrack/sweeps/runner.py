@@ -176,7 +176,7 @@ def time_steps(setting: TrialSetting, plan: Plan) -> float:
     times = ray.get([task.remote(setting) for _ in range(plan.concurrency)])
     step, sample = (statistics.mean(values) for values in zip(*times, strict=True))
     training = setting.config.RUN.WORKERS * plan.resources.cpus_per_worker
-    data = max(cluster_resources()["CPU"] / plan.concurrency - training, plan.resources.cpus_per_task)
+    data = max(cluster_resources()["CPU"] / plan.concurrency - training, plan.resources.placement.cpus_per_task)
     return max(step, setting.config.TRAIN.BATCH_SIZE * sample / data)
 
 

@@ -128,9 +128,11 @@ class Sweep(_Section):
         return self.mode or ("min" if self.metric in FALLING else "max")
 
     def is_enough(self, epoch: Mapping[str, float]) -> bool:
-        """Whether an epoch's summary meets `stop`."""
+        """Whether an epoch's summary meets `stop`, whose number of epochs aside: trials end there by themselves."""
         return any(
-            epoch[name] <= value if name in FALLING else epoch[name] >= value for name, value in self.stop.items()
+            epoch[name] <= value if name in FALLING else epoch[name] >= value
+            for name, value in self.stop.items()
+            if name != "epoch"
         )
 
     def epochs(self, config: Config) -> int:

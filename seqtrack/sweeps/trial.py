@@ -96,7 +96,7 @@ def run_trial(params: Params, setting: TrialSetting) -> None:
 
 def is_complete(trial: Trial, config: Config, sweep: Sweep) -> bool:
     """Whether it was trained to its end, or to what the sweep's `stop` asks."""
-    return len(trial.history) >= config.TRAIN.EPOCH or any(sweep.is_enough(epoch) for epoch in trial.history)
+    return len(trial.history) >= sweep.epochs(config) or any(sweep.is_enough(epoch) for epoch in trial.history)
 
 
 def _train(config: Config, setting: TrialSetting, filesystem: fs.FileSystem, folder: str) -> Ended:
@@ -106,6 +106,8 @@ def _train(config: Config, setting: TrialSetting, filesystem: fs.FileSystem, fol
         check_checkpoint(config, start, describe_dataset(data.index), finished_is_fine=True)
     weights, source = starting_weights(config) if start is None else ({}, start.path)
     write_settings(config, filesystem, folder)
+    # Ended by itself and not by Ray Tune, which kills: what was killed is cleaned up later, and not always.
+    config = config.with_settings({"TRAIN.EPOCH": setting.sweep.epochs(config)})
     job = make_job(config, data, setting.index_ref, setting.resources, start, weights)
     log_start(job, setting.resources, source, RunLogHandler(filesystem, f"{folder}/{LOG_FILE}"))
     return build_trainer(job, setting.resources, [EpochReports()]).fit().return_value

@@ -38,7 +38,7 @@ from mlflow.utils.validation import (
 from pyarrow import fs
 
 from seqtrack.config import SETTINGS_FILE, Config, load_settings
-from seqtrack.locations import absolute, child, is_uri
+from seqtrack.locations import absolute, child, is_uri, lasting
 from seqtrack.model.weights import read_weights
 from seqtrack.reports.plots import report_figures
 from seqtrack.reports.report import read_phase
@@ -312,7 +312,7 @@ def tracking_uri(config: Config) -> str:
 
     Where the runs lie in an object store, which cannot hold a SQLite file, it is in this folder's `runs/`.
     """
-    folder = str(Path("runs").absolute()) if is_uri(config.RUN.STORAGE_PATH) else config.RUN.STORAGE_PATH
+    folder = lasting("runs") if is_uri(config.RUN.STORAGE_PATH) else config.RUN.STORAGE_PATH
     return os.environ.get(STORE_VARIABLE) or config.MLFLOW.TRACKING_URI or f"sqlite:///{folder}/mlflow.db"
 
 

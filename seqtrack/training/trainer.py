@@ -39,12 +39,13 @@ from ray.util.queue import Queue
 
 from seqtrack.config import SETTINGS_FILE, Config, ConfigError, load_settings, setting_docs
 from seqtrack.data.lasot import DataError, FrameIndex, Root, build_index, open_root
-from seqtrack.data.stream import StreamSource
+from seqtrack.data.stream import Placement, StreamSource
 from seqtrack.data.synthetic import ensure_synthetic
 from seqtrack.data.triplets import TripletSource
-from seqtrack.locations import absolute, child
+from seqtrack.locations import absolute, child, lasting
 from seqtrack.model.seqtrack import build_model
 from seqtrack.model.weights import Weights, starting_weights
+from seqtrack.submission import submission
 from seqtrack.tracking import hub
 from seqtrack.tracking import mlflow as tracking
 from seqtrack.training.checkpoint import CheckpointError, find_checkpoint, verify_checkpoint, whole_checkpoints
@@ -64,8 +65,8 @@ class Resources(NamedTuple):
 
     cpus_per_worker: float
     gpus_per_worker: float
-    cpus_per_task: float
-    """Of a data task."""
+    placement: Placement
+    """Of the data tasks."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def make_job(
     triplets = TripletSource.from_config(config, data.index, data.root)
     return Job(
         config,
-        StreamSource.of(triplets, index_ref, resources.cpus_per_task),
+        StreamSource.of(triplets, index_ref, resources.placement),
         describe_dataset(data.index),
         ray.put(weights) if weights else None,
         start,
@@ -179,7 +180,7 @@ def run_tags(config: Config, fingerprint: str) -> dict[str, str]:
         "seed": str(config.SEED),
         "git_revision": code_revision(),
         "dataset_fingerprint": fingerprint,
-        "ray_job_id": ray.get_runtime_context().get_job_id(),
+        "ray_job_id": job.name if (job := submission()) else ray.get_runtime_context().get_job_id(),
         "world_size": str(workers) if fewest is None else f"{fewest}:{workers}",
     }
 
@@ -278,9 +279,12 @@ def check_supported(config: Config) -> None:
 
 def settle_paths(config: Config) -> Config:
     """Writes the synthetic data set if it is asked for, and makes local paths absolute: workers run elsewhere."""
-    settled: dict[str, Any] = {"RUN.STORAGE_PATH": absolute(config.RUN.STORAGE_PATH)}
+    settled: dict[str, Any] = {
+        "RUN.STORAGE_PATH": lasting(config.RUN.STORAGE_PATH),
+        "DATA.SYNTHETIC.PATH": lasting(config.DATA.SYNTHETIC.PATH),
+    }
     if config.DATA.ROOT == "synthetic":
-        settled["DATA.ROOT"] = str(ensure_synthetic(config.DATA.SYNTHETIC))
+        settled["DATA.ROOT"] = str(ensure_synthetic(config.with_settings(settled).DATA.SYNTHETIC))
     elif config.DATA.ROOT is not None:
         settled["DATA.ROOT"] = absolute(config.DATA.ROOT)
     if config.DATA.SPLIT.endswith(".txt"):
@@ -479,13 +483,17 @@ def explain_failure(error: Exception) -> str:
 
 
 def code_revision() -> str:
-    """The commit that this package runs from, with a + where files were changed since; "unknown" outside of git."""
+    """The commit that this package runs from, with a + where files were changed since.
+
+    Outside of git it is the name that Ray gave to the contents of the folder that travelled with the job, or "unknown".
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        job = submission()
+        return job.package if job is not None and job.package else "unknown"
     return commit + ("+" if status else "")
 
 
@@ -502,6 +510,14 @@ def join_cluster() -> None:
             f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS', 'unset')}: {error} (a cluster with token authentication takes "
             "RAY_AUTH_MODE=token and its token)"
         ) from error
+    job = submission()
+    if job is not None and job.stop_seconds < SECONDS_TO_STOP:
+        logger.warning(
+            "`ray job stop` kills this job %d s after it asked it to stop, which may be too early for a checkpoint: start "
+            "the cluster with RAY_JOB_STOP_WAIT_TIME_S=180, or submit with "
+            """--runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "180"}}'""",
+            job.stop_seconds,
+        )
 
 
 def forget_dead_cluster() -> None:
@@ -519,10 +535,12 @@ def forget_dead_cluster() -> None:
 
 
 def cluster_resources() -> dict[str, float]:
-    """CPUs and GPUs of the cluster, or what it may grow to where it is known to grow."""
+    """CPUs and GPUs of the cluster, or what it may grow to where it is known to grow; and its nodes that have CPUs."""
     present = ray.cluster_resources()
     largest = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return {name: max(present.get(name, 0.0), largest.get(name, 0.0)) for name in ("CPU", "GPU")}
+    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+    most = {name: max(present.get(name, 0.0), largest.get(name, 0.0)) for name in ("CPU", "GPU")}
+    return most | {"nodes": float(max(nodes, 1))}
 
 
 def plan_resources(config: Config, cluster: dict[str, float]) -> Resources:
@@ -547,7 +565,10 @@ def plan_resources(config: Config, cluster: dict[str, float]) -> Resources:
             f"RUN.WORKERS {fewest} × {cpus_per_worker:g} CPUs leave none of the cluster's {cpus:g} for the data "
             "pipeline (smaller RUN.CPUS_PER_WORKER or fewer RUN.WORKERS)"
         )
-    return Resources(cpus_per_worker, gpus_per_worker, min(1.0, left))
+    # However the workers are spread, some node has this much left: a data task cannot be split over nodes.
+    left_by_all = cpus - run.WORKERS * cpus_per_worker
+    cpus_per_task = min(1.0, int((left_by_all if left_by_all > 0 else left) / cluster["nodes"] * 1000) / 1000)
+    return Resources(cpus_per_worker, gpus_per_worker, Placement(cpus_per_task, run.DATA_CPUS, run.DATA_LABELS))
 
 
 def log_start(job: Job, resources: Resources, weights_source: str, handler: RunLogHandler) -> None:

@@ -11,7 +11,15 @@ from ray.train.torch import TorchTrainer
 
 from seqtrack.config import Config
 from seqtrack.data.lasot import build_index, open_root
-from seqtrack.data.stream import HostBatch, StreamError, StreamPlan, StreamSource, check_batch, stream_batches
+from seqtrack.data.stream import (
+    HostBatch,
+    Placement,
+    StreamError,
+    StreamPlan,
+    StreamSource,
+    check_batch,
+    stream_batches,
+)
 from seqtrack.data.triplets import TripletSource
 
 
@@ -84,8 +92,9 @@ def test_the_stream_delivers_every_step_in_order_from_any_start(
     root = open_root(str(tiny_config.DATA.ROOT))
     triplets = TripletSource.from_config(tiny_config, build_index(tiny_config.DATA, root), root)
     collector = Collector.remote()  # type: ignore[attr-defined]
+    placement = Placement(cpus_per_task=0.5, most_cpus=1.0, labels={"seqtrack-role": "data"})  # which no node has
     settings = {
-        "source": StreamSource.of(triplets, ray.put(triplets.index), cpus_per_task=0.5),
+        "source": StreamSource.of(triplets, ray.put(triplets.index), placement),
         "plan": StreamPlan(batch_size=6, world_size=world_size, steps_per_block=2),
         "start": 3,
         "stop": 18,

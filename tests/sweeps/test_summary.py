@@ -99,12 +99,12 @@ def test_figures_of_unusual_sweeps(
 @pytest.mark.parametrize(
     ("cluster", "settings", "values", "held", "running", "cpus"),
     [
-        ({"CPU": 2, "GPU": 0}, {}, {}, 2, 2, 0.5),
-        ({"CPU": 1, "GPU": 0}, {}, {}, 1, 1, 0.5),
-        ({"CPU": 16, "GPU": 0}, {}, {"concurrency": 2}, 16, 2, 1.0),
-        ({"CPU": 16, "GPU": 0}, {}, {"resources": {"cpus_per_worker": 3}, "workers": 2}, 2, 2, 3.0),
-        ({"CPU": 64, "GPU": 8}, {}, {"workers": 2}, 4, 4, 1.0),
-        ({"CPU": 64, "GPU": 8}, {"RUN.WORKERS": 4, "RUN.MIN_WORKERS": 1}, {}, 2, 2, 1.0),
+        ({"CPU": 2, "GPU": 0, "nodes": 1}, {}, {}, 2, 2, 0.5),
+        ({"CPU": 1, "GPU": 0, "nodes": 1}, {}, {}, 1, 1, 0.5),
+        ({"CPU": 16, "GPU": 0, "nodes": 1}, {}, {"concurrency": 2}, 16, 2, 1.0),
+        ({"CPU": 16, "GPU": 0, "nodes": 1}, {}, {"resources": {"cpus_per_worker": 3}, "workers": 2}, 2, 2, 3.0),
+        ({"CPU": 64, "GPU": 8, "nodes": 1}, {}, {"workers": 2}, 4, 4, 1.0),
+        ({"CPU": 64, "GPU": 8, "nodes": 1}, {"RUN.WORKERS": 4, "RUN.MIN_WORKERS": 1}, {}, 2, 2, 1.0),
     ],
 )
 def test_the_cluster_holds_what_it_can(

@@ -16,7 +16,6 @@ from seqtrack.data.lasot import DataError, build_index, open_root
 from seqtrack.training.checkpoint import CheckpointError, Contents, checkpoint_name, write_checkpoint
 from seqtrack.training.state import TrainState, generator_states
 from seqtrack.training.trainer import (
-    Resources,
     check_allowances,
     check_checkpoint,
     check_frames_exist,
@@ -31,16 +30,23 @@ from seqtrack.training.trainer import (
 
 
 @pytest.mark.parametrize(
-    ("cluster", "workers", "expected"),
+    ("cpus", "gpus", "nodes", "workers", "expected"),
     [
-        ({"CPU": 2, "GPU": 0}, 1, Resources(1.0, 0.0, 1.0)),
-        ({"CPU": 2, "GPU": 0}, 2, Resources(0.5, 0.0, 1.0)),
-        ({"CPU": 1, "GPU": 0}, 1, Resources(0.5, 0.0, 0.5)),
-        ({"CPU": 64, "GPU": 8}, 8, Resources(1.0, 1.0, 1.0)),
+        (2, 0, 1, 1, (1.0, 0.0, 1.0)),
+        (2, 0, 1, 2, (0.5, 0.0, 1.0)),
+        (1, 0, 1, 1, (0.5, 0.0, 0.5)),
+        (2, 0, 2, 2, (0.5, 0.0, 0.5)),  # a worker on each node leaves each half of a CPU
+        (4, 0, 3, 2, (1.0, 0.0, 0.666)),
+        (64, 8, 4, 8, (1.0, 1.0, 1.0)),
     ],
 )
-def test_training_leaves_cpus_for_data(cluster: dict[str, float], workers: int, expected: Resources) -> None:
-    assert plan_resources(Config().with_settings({"RUN.WORKERS": workers}), cluster) == expected
+def test_training_leaves_cpus_for_data(
+    cpus: float, gpus: float, nodes: float, workers: int, expected: tuple[float, float, float]
+) -> None:
+    """CPUs and GPUs of a worker, and CPUs of a data task, some node of which always has room for one."""
+    cluster = {"CPU": cpus, "GPU": gpus, "nodes": nodes}
+    resources = plan_resources(Config().with_settings({"RUN.WORKERS": workers}), cluster)
+    assert (resources.cpus_per_worker, resources.gpus_per_worker, resources.placement.cpus_per_task) == expected
 
 
 @pytest.mark.parametrize(
@@ -52,7 +58,7 @@ def test_training_leaves_cpus_for_data(cluster: dict[str, float], workers: int, 
 )
 def test_a_cluster_that_is_too_small_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        plan_resources(Config().with_settings(settings), {"CPU": 2, "GPU": 0})
+        plan_resources(Config().with_settings(settings), {"CPU": 2, "GPU": 0, "nodes": 1})
 
 
 @pytest.mark.parametrize(
