@@ -513,7 +513,7 @@ def join_cluster() -> None:
     job = submission()
     if job is not None and job.stop_seconds < SECONDS_TO_STOP:
         logger.warning(
-            "`ray job stop` kills this job %d s after it asked it to stop, which may be too early for a checkpoint: start "
+            "`ray job stop` kills this job %d s after asking it to stop, which may be too soon for a checkpoint: start "
             "the cluster with RAY_JOB_STOP_WAIT_TIME_S=180, or submit with "
             """--runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "180"}}'""",
             job.stop_seconds,

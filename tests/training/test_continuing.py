@@ -24,48 +24,21 @@ import pytest
 import torch
 
 from seqtrack.config import load_config
-from tests.settings import make_tiny_settings
-from tests.training.runs import REPOSITORY, assert_same_bits, job, kill_a_worker, step_metrics, write_config
+from tests.training.runs import REPOSITORY, assert_same_bits, job, kill_a_worker, step_metrics
 
 STEPS_PER_EPOCH = 40
 LAST = "checkpoint_epoch_0003"
 WORKERS = pytest.mark.parametrize("workers", [1, 2], ids=["one-worker", "two-workers"])
 
 
-@pytest.fixture(scope="module")
-def settings(lasot_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Three epochs of 40 steps, with a checkpoint every 10 and the learning rate dropping after each epoch."""
-    settings = make_tiny_settings(lasot_root, tmp_path_factory.mktemp("continuing") / "runs")
-    settings["DATA"]["TRAIN"]["SAMPLE_PER_EPOCH"] = 158
-    settings["MODEL"]["ENCODER"]["DROP_PATH"] = 0.1
-    settings["TRAIN"] |= {"EPOCH": 3, "CHECKPOINT_EVERY_STEPS": 10}
-    return settings
-
-
-@pytest.fixture(scope="module")
-def config(settings: dict[str, Any]) -> str:
-    folder = Path(settings["RUN"]["STORAGE_PATH"]).parent
-    return write_config(settings, folder)
-
-
-@pytest.fixture(scope="module")
-def whole(cluster: None, config: str, settings: dict[str, Any]) -> Callable[[int], Path]:
-    """The run that nothing happens to, by its number of workers."""
-
-    def run(workers: int) -> Path:
-        folder = Path(settings["RUN"]["STORAGE_PATH"], f"whole{workers}")
-        if not folder.exists():
-            assert job.main(["--config", config, f"RUN.WORKERS={workers}", f"RUN.NAME={folder.name}"]) == 0
-        return folder
-
-    return run
-
-
-@WORKERS
 @pytest.mark.parametrize(
-    "start",
-    ["checkpoint_epoch_0001", "2", "checkpoint_epoch_0001_step_000030"],
-    ids=["epoch-1", "epoch-2", "mid-epoch"],
+    ("start", "workers"),
+    [
+        ("checkpoint_epoch_0001", 1),
+        ("2", 2),
+        ("checkpoint_epoch_0001_step_000030", 1),
+        ("checkpoint_epoch_0001_step_000030", 2),
+    ],
 )
 def test_resumed_by_hand(whole: Callable[[int], Path], config: str, start: str, workers: int) -> None:
     reference = whole(workers)
@@ -159,11 +132,11 @@ class Process:
         return self._process.wait()
 
 
-@WORKERS
 def test_the_job_killed_then_asked_to_stop_then_its_whole_cluster_killed(
-    whole: Callable[[int], Path], config: str, workers: int
+    whole: Callable[[int], Path], config: str
 ) -> None:
     """Each time the same command is given again."""
+    workers = 2
     reference = whole(workers)
     run = reference.with_name(f"interrupted{workers}")
     arguments = (config, f"RUN.WORKERS={workers}", f"RUN.NAME={run.name}")
