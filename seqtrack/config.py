@@ -307,8 +307,9 @@ class RunConfig(Section):
     DATA_CPUS: PositiveFloat | None = None
     """CPUs that the data pipeline takes at most. Unset: all that are free."""
     DATA_LABELS: dict[str, str] = {"seqtrack-role": "data"}
-    """Ray labels of the nodes that make samples (cluster.yaml gives them), as long as there are any; else all nodes do.
-    {}: all nodes, always."""
+    """Ray labels of the nodes that make samples first (cluster.yaml gives them); others do where those have no room."""
+    WORKER_LABELS: dict[str, str] = {}
+    """Ray labels of the nodes that training workers may run on, such as {ray.io/accelerator-type: A100}. {}: any."""
 
 
 class MlflowConfig(Section):

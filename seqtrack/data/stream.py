@@ -97,7 +97,7 @@ class Placement:
     most_cpus: float | None
     """Of all tasks that run at a time. None: whatever is free."""
     labels: Mapping[str, str]
-    """Of the nodes that they run on as long as there are such nodes."""
+    """Of the nodes that they run on first."""
 
 
 @dataclass(frozen=True)
@@ -194,13 +194,13 @@ def _open_shard(
     """Rank 0 builds the dataset of steps start … stop - 1; every rank gets its iterator."""
     if rank == 0:
         placement = source.placement
-        steps = _Steps(source, plan, start, stop)
+        steps = StepsDatasource(source, plan, start, stop)
         dataset = ray.data.read_datasource(
             steps,
             override_num_blocks=steps.num_blocks,
             num_cpus=placement.cpus_per_task,
             label_selector=dict(placement.labels),
-            fallback_strategy=[{"label_selector": {}}],  # anywhere, where no node has the labels
+            fallback_strategy=[{"label_selector": {}}],  # anywhere, where no such node has room
         )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
@@ -227,7 +227,7 @@ def _start(shard: DataIterator) -> Iterator[HostBatch]:
     return batches()
 
 
-class _Steps(Datasource):
+class StepsDatasource(Datasource):
     """The steps start … stop - 1 as Ray Data reads them: a task for each block, none of which reads another's."""
 
     def __init__(self, source: StreamSource, plan: StreamPlan, start: int, stop: int) -> None:

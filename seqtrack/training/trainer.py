@@ -249,6 +249,7 @@ def build_trainer(job: Job, resources: Resources, callbacks: Sequence[UserCallba
         scaling_config=ScalingConfig(
             num_workers=workers if fewest is None else (fewest, workers),
             use_gpu=resources.gpus_per_worker > 0,
+            label_selector=config.RUN.WORKER_LABELS or None,
             resources_per_worker={"CPU": resources.cpus_per_worker}
             | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
         ),

@@ -167,28 +167,55 @@ def test_the_job_killed_then_asked_to_stop_then_its_whole_cluster_killed(
     assert_same_bits(run, reference, LAST)
 
 
-def test_a_node_that_is_announced_to_go_and_goes(
-    cluster: None, config: str, settings: dict[str, Any], tmp_path: Path
-) -> None:
-    """A checkpoint is written at the announcement, and the rest is trained elsewhere from there."""
-    runs = Path(settings["RUN"]["STORAGE_PATH"])
-    changes = {"DATA.TRAIN.SAMPLE_PER_EPOCH": 2800, "TRAIN.EPOCH": 1, "TRAIN.CHECKPOINT_EVERY_STEPS": None}
-    long = tmp_path / "long.yaml"
-    long.write_text(load_config(config).with_settings(changes).to_yaml())
-    reference, run = runs / "long", runs / "preempted"
-    assert job.main(["--config", str(long), f"RUN.NAME={reference.name}"]) == 0
+@pytest.fixture(scope="module")
+def long(cluster: None, config: str, settings: dict[str, Any]) -> tuple[str, Path]:
+    """A run of one epoch that is long enough for nodes to come and go: its settings' file, and its folder."""
+    changes: dict[str, Any] = {
+        "DATA.TRAIN.SAMPLE_PER_EPOCH": 2000,
+        "TRAIN.EPOCH": 1,
+        "TRAIN.CHECKPOINT_EVERY_STEPS": None,
+    }
+    changes |= {"RUN.WORKERS": 2, "RUN.CPUS_PER_WORKER": 0.5}
+    file = Path(config).with_name("long.yaml")
+    file.write_text(load_config(config).with_settings(changes).to_yaml())
+    assert job.main(["--config", str(file), "RUN.NAME=long"]) == 0
+    return str(file), Path(settings["RUN"]["STORAGE_PATH"], "long")
 
-    program = [sys.executable, "-m", "tests.training.preemption", str(long), str(run), "Epoch 1 : 400 /"]
+
+def test_a_node_that_is_announced_to_go_and_goes(long: tuple[str, Path]) -> None:
+    """A checkpoint is written at the announcement, and the rest is trained elsewhere from there."""
+    file, reference = long
+    run = reference.with_name("preempted")
+    output = train_on_nodes("announced", run, file)
+    log = (run / "train.log").read_text()
+    announced = re.search(r"Preemption : a node of this run is about to go; writing a checkpoint at step (\d+)", log)
+    assert announced is not None, log
+    assert "the node is gone" in output
+    assert f"{run}/checkpoint_epoch_0000_step_{int(announced[1]):06d} : step {announced[1]}" in log
+    assert_same_bits(run, reference, "checkpoint_epoch_0001")
+
+
+def test_a_training_node_replaced_and_the_data_node_lost(long: tuple[str, Path]) -> None:
+    """Samples are made on the node that is labelled for it, as long as it is there and has room, and then elsewhere."""
+    file, reference = long
+    run = reference.with_name("nodes")
+    placement = ["RUN.WORKER_LABELS={seqtrack-role: train}", "RUN.DATA_CPUS=2"]
+    output = train_on_nodes("come_and_go", run, file, "TRAIN.CHECKPOINT_EVERY_STEPS=80", *placement)
+    made = re.search(r"(\d+) of (\d+) blocks of samples were made on the data node", output)
+    assert made is not None and int(made[1]) > int(made[2]) / 2, output
+    assert "the nodes are gone" in output
+    assert (run / "train.log").read_text().count("Training vit_demo_patch16 on 2 workers") == 2
+    assert_same_bits(run, reference, "checkpoint_epoch_0001")
+
+
+def train_on_nodes(story: str, run: Path, config: str, *arguments: str) -> str:
+    """What a training printed on a cluster to whose nodes this happens."""
+    program = [sys.executable, "-m", "tests.training.nodes", story, str(run), "--config", config, *arguments]
     environment = os.environ | {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
     environment.pop("RAY_ADDRESS", None)
     ended = subprocess.run(program, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    log = (run / "train.log").read_text()
-    announced = re.search(r"Preemption : a node of this run is about to go; writing a checkpoint at step (\d+)", log)
-    assert announced is not None, log
-    assert "the node is gone" in ended.stdout
-    assert f"{run}/checkpoint_epoch_0000_step_{int(announced[1]):06d} : step {announced[1]}" in log
-    assert_same_bits(run, reference, "checkpoint_epoch_0001")
+    return ended.stdout
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
