@@ -8,6 +8,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -68,8 +69,14 @@ class Story(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    folder = tmp_path_factory.mktemp("autoscaling")
+def folder() -> Iterator[Path]:
+    """A short path: the names of Ray's sockets are below it, and limited to 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def story(folder: Path) -> Iterator[Story]:
     port = free_port()
     address = f"{ray.util.get_node_ip_address()}:{port}"
     config = fake_cluster(address)

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -81,9 +82,9 @@ def token_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
     environment["PATH"] = f"{Path(RAY).parent}:{environment['PATH']}"
     options = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     options.append(f"--dashboard-agent-listen-port={agent}")
-    temporary = subprocess.run(["mktemp", "-d"], capture_output=True, text=True, check=True).stdout.strip()
+    temporary = tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True)  # names of sockets must be short
     process = subprocess.Popen(
-        [RAY, "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={temporary}", *options],
+        [RAY, "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={temporary.name}", *options],
         cwd=home, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -99,6 +100,7 @@ def token_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
     finally:
         process.terminate()
         process.wait()
+        temporary.cleanup()
 
 
 def test_a_job_that_is_stopped_and_submitted_again_ends_as_if_nothing_had_happened(
