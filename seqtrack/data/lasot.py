@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
+import logging
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +28,14 @@ from pyarrow import fs
 from seqtrack.config import DataConfig
 from seqtrack.locations import absolute
 
+logger = logging.getLogger(__name__)
+
 BENCHMARK_SPLITS = ("lasot_train", "lasot_test")
+READS_AT_ONCE = 16
+"""From an object store, which answers slowly, but many at a time."""
+PATIENCE = 300.0
+LONGEST_PAUSE = 15.0
+"""Between two tries at a file of an object store, in seconds."""
 
 
 class DataError(ValueError):
@@ -38,6 +47,11 @@ class Root(NamedTuple):
 
     filesystem: fs.FileSystem
     path: str
+
+    @property
+    def local(self) -> bool:
+        """Whether it is on a disk, whose errors do not pass by themselves as an object store's do."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
 
 
 @dataclass(frozen=True)
@@ -124,7 +138,7 @@ def open_root(root: str) -> Root:
 def build_index(settings: DataConfig, root: Root) -> FrameIndex:
     """Reads the annotations of all sequences of SPLIT and CLASSES. Raises DataError at the first fault."""
     sequences = select_sequences(settings, root)
-    with ThreadPoolExecutor(16) as pool:  # an object store answers slowly, but many at a time
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         annotations = list(pool.map(lambda name: _read_sequence(root, name), sequences))
     boxes = np.concatenate([boxes for boxes, _ in annotations])
     visible = np.concatenate([visible for _, visible in annotations])
@@ -171,9 +185,23 @@ def select_sequences(settings: DataConfig, root: Root) -> list[str]:
 
 
 def read_bytes(root: Root, path: str) -> bytes:
-    """The bytes of one file below the root. Raises OSError."""
-    with root.filesystem.open_input_stream(f"{root.path}/{path}") as file:
-        return file.read()
+    """The bytes of one file below the root. Raises FileNotFoundError, or another OSError.
+
+    An object store that fails is asked again, beyond what its client does by itself, for PATIENCE seconds.
+    """
+    ends, pause = time.monotonic() + (0 if root.local else PATIENCE), 1.0
+    while True:
+        try:
+            with root.filesystem.open_input_stream(f"{root.path}/{path}") as file:
+                return file.read()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if time.monotonic() + pause > ends:
+                raise
+            logger.warning("%s/%s: %s; it is read again in %g s", root.path, path, error, pause)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def _sequences_on_disk(root: Root, classes: Iterable[str]) -> list[str]:

@@ -8,6 +8,7 @@ step, and every batch says which step and samples it is, so that the loop can re
 from __future__ import annotations
 
 import asyncio
+import itertools
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -250,9 +251,10 @@ def _make_block(
     triplets = source.make_triplets(ray.get(source.index_ref))
     steps, rank = plan.block_steps(block, start, stop)
     rows: dict[str, list[Any]] = {field: [] for field in HostBatch._fields}
-    for step in steps:
-        numbers = plan.sample_numbers(step, rank)
-        made = [triplets.sample(int(number)) for number in numbers]
+    numbers_of = [plan.sample_numbers(step, rank) for step in steps]
+    finished = iter(triplets.samples(np.concatenate(numbers_of).tolist()))
+    for step, numbers in zip(steps, numbers_of, strict=True):
+        made = list(itertools.islice(finished, len(numbers)))
         samples = [sample for sample, _ in made]
         rows["step"].append(step)
         rows["numbers"].append(numbers)

@@ -5,8 +5,11 @@ This is the whole data path without Ray; `stream.py` runs it in many processes a
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 from seqtrack.config import Config, DataConfig
 from seqtrack.data.crops import Sample, cut_sample
 from seqtrack.data.frames import BrokenFrame, Frame, FrameDecoder
-from seqtrack.data.lasot import DataError, FrameIndex, Root, read_bytes
+from seqtrack.data.lasot import READS_AT_ONCE, DataError, FrameIndex, Root, read_bytes
 from seqtrack.data.sampling import draw_sample, usable_sequences
 
 MAX_ATTEMPTS = 100
@@ -41,17 +44,23 @@ class TripletSource:
             )
         return cls(index, root, config.DATA, config.SEED, usable)
 
-    def sample(self, number: int) -> tuple[Sample, list[str]]:
+    def samples(self, numbers: Sequence[int]) -> list[tuple[Sample, list[str]]]:
+        """`sample` of each. From an object store, the frames that they begin with are read many at a time."""
+        ahead = {} if self.root.local else self._read_ahead(numbers)
+        return [self.sample(number, ahead) for number in numbers]
+
+    def sample(self, number: int, ahead: Mapping[str, bytes] = MappingProxyType({})) -> tuple[Sample, list[str]]:
         """Sample `number` (from 0, over the whole run), and one line for each broken frame met on the way.
 
-        Raises DataError after 100 draws without a valid sample.
+        `ahead`: frames that have been read already, by path. Raises DataError after 100 draws without a valid sample,
+        and where an object store does not give a frame: another one in its stead would be another run.
         """
         problems: list[str] = []
         for attempt in range(MAX_ATTEMPTS):
             draws = draw_sample(self.index, self.usable, self.seed, number, attempt, self.settings)
             boxes = self.index.boxes_xywh(draws.sequence)
             try:
-                sample = cut_sample(draws, boxes, partial(self._open_frame, draws.sequence), self.settings)
+                sample = cut_sample(draws, boxes, partial(self._open_frame, draws.sequence, ahead), self.settings)
             except BrokenFrame as problem:
                 problems.append(str(problem))
                 continue
@@ -60,12 +69,30 @@ class TripletSource:
         seen = f"; broken frames: {'; '.join(problems[:5])}" if problems else ""
         raise DataError(f"sample {number}: no valid draw in {MAX_ATTEMPTS} attempts{seen}")
 
-    def _open_frame(self, sequence: int, frame: int) -> Frame:
+    def _open_frame(self, sequence: int, ahead: Mapping[str, bytes], frame: int) -> Frame:
         path = self.index.frame_path(sequence, frame)
+        return self.decoder.open(path, ahead[path] if path in ahead else self._read(path))
+
+    def _read(self, path: str) -> bytes:
         try:
-            data = read_bytes(self.root, path)
+            return read_bytes(self.root, path)
         except FileNotFoundError as error:
             raise BrokenFrame(f"{path} is missing") from error
         except OSError as error:
-            raise BrokenFrame(f"{path} cannot be read ({error})") from error
-        return self.decoder.open(path, data)
+            if self.root.local:
+                raise BrokenFrame(f"{path} cannot be read ({error})") from error
+            raise DataError(f"{self.root.path}/{path}: cannot be read ({error})") from error
+
+    def _read_ahead(self, numbers: Sequence[int]) -> dict[str, bytes]:
+        """The frames of each sample's first draw, by path; without those that are missing."""
+        drawn = (draw_sample(self.index, self.usable, self.seed, number, 0, self.settings) for number in numbers)
+        paths = {self.index.frame_path(draws.sequence, frame) for draws in drawn for frame in draws.frames}
+
+        def read(path: str) -> tuple[str, bytes] | None:
+            try:
+                return path, self._read(path)
+            except BrokenFrame:
+                return None
+
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            return dict(filter(None, pool.map(read, sorted(paths))))

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow import fs
 
 from seqtrack.config import Config, load_config
-from seqtrack.data.lasot import DataError, FrameIndex, build_index, open_root
+from seqtrack.data.lasot import DataError, FrameIndex, Root, build_index, open_root, read_bytes
 
 Write = Callable[..., Path]
 
@@ -162,3 +164,33 @@ def test_the_coin_and_kite_experiment_has_the_reports_size(shared_data: Path) ->
     index = build_index(config.DATA, open_root(str(shared_data / "lasot_annotations")))
     assert (len(index.names), index.num_frames) == (32, 81_120)
     assert (config.DATA.TRAIN.SAMPLE_PER_EPOCH, config.steps_per_epoch) == (27_040, 2_254)
+
+
+class Away(LocalFileSystem):
+    """Not a disk, as pyarrow sees it, and away for the first reads."""
+
+    times = 3
+
+    def _open(self, *arguments: Any, **options: Any) -> Any:
+        if self.times:
+            self.times -= 1
+            raise OSError("away")
+        return super()._open(*arguments, **options)
+
+
+def test_a_store_that_is_away_is_asked_again_after_ever_longer_pauses(
+    lasot_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("seqtrack.data.lasot.time.sleep", pauses.append)
+    store = Root(fs.PyFileSystem(fs.FSSpecHandler(Away(skip_instance_cache=True))), str(lasot_root))
+    path = "coin/coin-1/img/00000001.jpg"
+    assert read_bytes(store, path) == (lasot_root / path).read_bytes()
+    assert pauses == [1, 2, 4]
+    assert f"{lasot_root}/{path}: away; it is read again in 4 s" in caplog.text
+
+
+def test_a_disk_that_fails_is_asked_once(lasot_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seqtrack.data.lasot.time.sleep", lambda seconds: pytest.fail("it was asked again"))
+    with pytest.raises(OSError):
+        read_bytes(open_root(str(lasot_root)), "coin")  # a folder

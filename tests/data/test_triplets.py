@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyarrow import fs
 
 from seqtrack.config import Config, parse_config
 from seqtrack.data.lasot import DataError, build_index, open_root
 from seqtrack.data.triplets import TripletSource
+from seqtrack.locations import child
+from tests.object_stores import s3_bucket
 
 
 def source_of(config: Config) -> TripletSource:
@@ -96,3 +99,43 @@ def test_a_tree_without_a_usable_sequence_is_refused(tiny_config: Config) -> Non
     hidden = index.table.set_column(3, "visible", [[[0] * 30] * 4])
     with pytest.raises(DataError, match="none of the 4 sequences has 20 frames and enough of them visible"):
         TripletSource.from_config(tiny_config, type(index)(hidden.cast(index.table.schema)), root)
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the tests' own S3 server, which takes any."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+
+def upload(folder: Path, uri: str) -> str:
+    location = child(uri, "lasot")
+    filesystem, path = fs.FileSystem.from_uri(location)
+    fs.copy_files(str(folder), path, fs.LocalFileSystem(), filesystem)
+    return location
+
+
+def test_a_store_that_fails_and_stalls_gives_the_samples_that_a_disk_gives(
+    keys: None, tiny_settings: dict[str, Any], broken_root: Path
+) -> None:
+    """What is missing or cut off in the tree is drawn again in the same way; a store's own faults change nothing."""
+    tiny_settings["DATA"]["ROOT"] = str(broken_root)
+    disk = source_of(parse_config(tiny_settings, "tiny")).samples(range(100))
+    with s3_bucket(faulty=True) as uri:
+        tiny_settings["DATA"]["ROOT"] = upload(broken_root, uri)
+        store = source_of(parse_config(tiny_settings, "tiny")).samples(range(100))
+    for (ours, our_problems), (theirs, their_problems) in zip(store, disk, strict=True):
+        assert our_problems == their_problems
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_frame_that_a_store_does_not_give_ends_the_run_and_is_not_replaced_by_another(
+    keys: None, tiny_settings: dict[str, Any], lasot_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_bucket() as uri:
+        tiny_settings["DATA"]["ROOT"] = upload(lasot_root, uri)
+        source = source_of(parse_config(tiny_settings, "tiny"))
+    monkeypatch.setattr("seqtrack.data.lasot.PATIENCE", 0.0)
+    with pytest.raises(DataError, match=r"bucket-\S+/lasot/(coin|kite)/\S+/img/\d{8}.jpg: cannot be read"):
+        source.samples([0])  # the server is gone

@@ -1,7 +1,8 @@
-"""Runs whose checkpoints live in an object store: trained there, resumed from there."""
+"""Runs whose checkpoints and data live in an object store: trained there, resumed from there."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,10 +16,16 @@ from tests.object_stores import gcs_bucket, s3_bucket
 from tests.training.runs import assert_same_bits, job, write_config
 
 
-@pytest.mark.parametrize("bucket", [s3_bucket, gcs_bucket])
-def test_a_run_resumed_from_an_object_store_repeats_the_run_there(
+@pytest.mark.parametrize(
+    ("bucket", "with_data"),
+    [(functools.partial(s3_bucket, faulty=True), True), (gcs_bucket, False)],  # the emulator lists no folders
+    ids=["failing-s3", "gcs"],
+)
+def test_a_run_resumed_from_an_object_store_repeats_the_run_on_data_from_disk(
     cluster: None,
     bucket: Callable[[], AbstractContextManager[str]],
+    with_data: bool,
+    lasot_root: Path,
     tiny_settings: dict[str, Any],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -30,7 +37,13 @@ def test_a_run_resumed_from_an_object_store_repeats_the_run_there(
         assert job.main([*arguments, "RUN.NAME=whole"]) == 0
         whole = child(storage, "whole")
         assert f"Checkpoints and log:  {whole}" in capsys.readouterr().out
-        assert job.main([*arguments, "RUN.NAME=resumed", "--resume-from", child(whole, "1")]) == 0
+        resumed = [*arguments, "RUN.NAME=resumed", "--resume-from", child(whole, "1")]
+        if with_data:
+            data = child(uri, "lasot")
+            filesystem, folder = fs.FileSystem.from_uri(data)
+            fs.copy_files(str(lasot_root), folder, fs.LocalFileSystem(), filesystem)
+            resumed.append(f"DATA.ROOT={data}")
+        assert job.main(resumed) == 0
         filesystem, folder = fs.FileSystem.from_uri(storage)
         fs.copy_files(folder, str(tmp_path / "copied"), filesystem, fs.LocalFileSystem())
     assert_same_bits(tmp_path / "copied/resumed", tmp_path / "copied/whole", "checkpoint_epoch_0002")
