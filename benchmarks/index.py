@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from seqtrack.config import Config
-from seqtrack.data.lasot import build_index, open_root
+from seqtrack.data.lasot import build_index
+from seqtrack.data.storage import open_root
 
 CLASSES, SEQUENCES, FRAMES = 70, 20, 2500
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from seqtrack.config import Config, SyntheticConfig
 from seqtrack.data.frames import FrameDecoder
-from seqtrack.data.lasot import build_index, open_root
+from seqtrack.data.lasot import build_index
+from seqtrack.data.storage import open_root
 from seqtrack.data.synthetic import write_synthetic
 from seqtrack.data.triplets import TripletSource
 

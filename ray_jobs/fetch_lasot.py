@@ -25,8 +25,9 @@ from huggingface_hub.hf_api import RepoFile
 from pyarrow import fs
 from tqdm import tqdm
 
-from seqtrack.config import Config, ConfigError, DataConfig, DataTrainConfig, load_config
-from seqtrack.data.lasot import DataError, Root, build_index
+from seqtrack.config import ConfigError, DataConfig, DataTrainConfig, load_config
+from seqtrack.data.lasot import build_index
+from seqtrack.data.storage import DataError, Root
 from seqtrack.locations import is_uri
 from seqtrack.tracking.hub import make_api
 
@@ -40,11 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
     options = parser.parse_intermixed_args(arguments)
     try:
-        config = (
-            load_config(options.config, options.overrides)
-            if options.config
-            else Config().with_overrides(options.overrides)
-        )
+        config = load_config(options.config, options.overrides)
         fetch(config.DATA)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -18,7 +18,7 @@ from pyarrow import fs
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from seqtrack.config import Config, ConfigError, load_config
-from seqtrack.data.lasot import DataError
+from seqtrack.data.storage import DataError
 from seqtrack.locations import absolute, child, parent
 from seqtrack.model.weights import Weights, WeightsError, read_weights
 from seqtrack.reports.phases import Comparison, Phase, compare

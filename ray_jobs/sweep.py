@@ -18,7 +18,7 @@ from types import FrameType
 from pyarrow import fs
 
 from seqtrack.config import Config, ConfigError, load_config
-from seqtrack.data.lasot import DataError
+from seqtrack.data.storage import DataError
 from seqtrack.locations import child
 from seqtrack.model.weights import WeightsError
 from seqtrack.submission import command

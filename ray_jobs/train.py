@@ -16,7 +16,7 @@ from pathlib import Path
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from seqtrack.config import Config, ConfigError, load_config, parse_config, setting_docs
-from seqtrack.data.lasot import DataError
+from seqtrack.data.storage import DataError
 from seqtrack.model.weights import WeightsError
 from seqtrack.submission import command
 from seqtrack.tracking.hub import HubError

@@ -450,12 +450,12 @@ _YamlLoader.add_implicit_resolver(
 )
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML file and applies `KEY=VALUE` overrides, whose values are YAML too.
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file (None: all defaults) and applies `KEY=VALUE` overrides, whose values are YAML too.
 
     Raises ConfigError naming the file (or the command line), the key and the nearest known key.
     """
-    return parse_config(read_yaml(path), str(path)).with_overrides(overrides)
+    return (Config() if path is None else parse_config(read_yaml(path), str(path))).with_overrides(overrides)
 
 
 def load_settings(text: str, source: str) -> Config:

@@ -56,9 +56,19 @@ def broken_connection() -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def s3_bucket(faulty: bool = False) -> Iterator[str]:
-    """The URI of a bucket that speaks S3 and takes any key, perhaps with Faults."""
-    app: WSGIApplication = DomainDispatcherApplication(create_backend_app)
+def s3_bucket(faulty: bool = False, requests: list[str] | None = None, delay: float = 0) -> Iterator[str]:
+    """The URI of a bucket that speaks S3 and takes any key.
+
+    `faulty`: with Faults. `requests`: each is added to this list. `delay`: of each answer, in seconds.
+    """
+    moto: WSGIApplication = DomainDispatcherApplication(create_backend_app)
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if requests is not None:
+            requests.append(" ".join(environ.get(key, "") for key in ("REQUEST_METHOD", "PATH_INFO", "HTTP_RANGE")))
+        time.sleep(delay)
+        return moto(environ, start_response)
+
     faults = Faults(app)
     server = make_server("127.0.0.1", 0, faults if faulty else app, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -22,6 +22,11 @@ START_OF_JPEG = b"\xff\xd8"
 END_OF_JPEG = b"\xff\xd9"
 
 
+def is_cut_off(data: bytes) -> bool:
+    """Whether these bytes begin as a JPEG does and do not end as one."""
+    return data.startswith(START_OF_JPEG) and END_OF_JPEG not in data[-256:]
+
+
 class BrokenFrame(Exception):
     """A frame that cannot be read; the message names the file and says why."""
 
@@ -66,10 +71,9 @@ class FrameDecoder:
 
     def open(self, name: str, data: bytes) -> Frame:
         """`name` is what errors call the frame. Raises BrokenFrame where the bytes are no whole picture."""
-        is_jpeg = data.startswith(START_OF_JPEG)
-        if is_jpeg and END_OF_JPEG not in data[-256:]:  # its upper part could be decoded
+        if is_cut_off(data):  # its upper part could be decoded
             raise BrokenFrame(f"{name} cannot be read (the JPEG is cut off)")
-        if is_jpeg and self._library is not None:
+        if data.startswith(START_OF_JPEG) and self._library is not None:
             return _RegionFrame(name, data, self._library, self._decoder)
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
         if image is None:

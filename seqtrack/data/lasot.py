@@ -10,15 +10,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
-import logging
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,32 +23,11 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from seqtrack.config import DataConfig
-from seqtrack.locations import absolute
-
-logger = logging.getLogger(__name__)
+from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, Span, read_bytes
 
 BENCHMARK_SPLITS = ("lasot_train", "lasot_test")
-READS_AT_ONCE = 16
-"""From an object store, which answers slowly, but many at a time."""
-PATIENCE = 300.0
-LONGEST_PAUSE = 15.0
-"""Between two tries at a file of an object store, in seconds."""
-
-
-class DataError(ValueError):
-    """Data that cannot be used. The message names the file, the line where there is one, and what is wrong."""
-
-
-class Root(NamedTuple):
-    """A data root that has been found."""
-
-    filesystem: fs.FileSystem
-    path: str
-
-    @property
-    def local(self) -> bool:
-        """Whether it is on a disk, whose errors do not pass by themselves as an object store's do."""
-        return isinstance(self.filesystem, fs.LocalFileSystem)
+MISSING = -1
+"""`frame_size` of a frame that is not there."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +35,8 @@ class FrameIndex:
     """Boxes and visibility of every frame of every sequence, as one Arrow table with a row per sequence.
 
     Columns: `class`, `sequence` (names), `boxes_xywh` (list of 4 × float32), `visible` (list of uint8: not fully
-    occluded, not out of view, width and height > 0). Arrays below are views of the table, not copies.
+    occluded, not out of view, width and height > 0). That of a packed tree has three more (`packed.py`): `shard`, and
+    `frame_start` and `frame_size` (lists of int64 and int32). Arrays below are views of the table, not copies.
     """
 
     table: pa.Table
@@ -103,6 +80,26 @@ class FrameIndex:
         """Path of a frame (from 0) below the root."""
         return f"{self.classes[row]}/{self.names[row]}/img/{frame + 1:08d}.jpg"
 
+    @property
+    def packed(self) -> bool:
+        return "shard" in self.table.column_names
+
+    @cached_property
+    def shards(self) -> list[str]:
+        """Path of each sequence's shard below the root of a packed tree."""
+        return self.table["shard"].to_pylist()
+
+    def span(self, row: int, frame: int) -> Span | None:
+        """Where a frame (from 0) is in a packed tree; None if it was missing when that was packed."""
+        place = self.offsets[row] + frame
+        size = int(self._sizes[place])
+        return Span(self.shards[row], int(self._starts[place]), size) if size != MISSING else None
+
+    def end_in_shard(self, row: int) -> int:
+        """First byte after the frames of a sequence in its shard."""
+        part = slice(self.offsets[row], self.offsets[row + 1])
+        return int((self._starts[part] + self._sizes[part]).max())
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over names, boxes and visibility: the same for the same annotations wherever they lie."""
@@ -119,25 +116,21 @@ class FrameIndex:
     def _visible(self) -> NDArray[np.uint8]:
         return self.table["visible"].chunk(0).values.to_numpy()
 
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return self.table["frame_start"].chunk(0).values.to_numpy()
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.int32]:
+        return self.table["frame_size"].chunk(0).values.to_numpy()
+
     def __getstate__(self) -> dict[str, pa.Table]:
         return {"table": self.table}  # the cached views are made again where it lands
 
 
-def open_root(root: str) -> Root:
-    """Resolves a folder or URI. Raises DataError if nothing is there."""
-    try:
-        filesystem, path = fs.FileSystem.from_uri(absolute(root))
-        found = filesystem.get_file_info(path).type
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"DATA.ROOT {root}: cannot be reached ({error})") from error
-    if found != fs.FileType.Directory:
-        raise DataError(f"DATA.ROOT {root}: no such folder")
-    return Root(filesystem, path)
-
-
 def build_index(settings: DataConfig, root: Root) -> FrameIndex:
     """Reads the annotations of all sequences of SPLIT and CLASSES. Raises DataError at the first fault."""
-    sequences = select_sequences(settings, root)
+    sequences = select_sequences(settings, root, partial(_sequences_on_disk, root))
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         annotations = list(pool.map(lambda name: _read_sequence(root, name), sequences))
     boxes = np.concatenate([boxes for boxes, _ in annotations])
@@ -157,23 +150,24 @@ def build_index(settings: DataConfig, root: Root) -> FrameIndex:
     )
 
 
-def select_sequences(settings: DataConfig, root: Root) -> list[str]:
-    """Names of the sequences of SPLIT and CLASSES, sorted by class and number; all of them are on disk."""
+def select_sequences(settings: DataConfig, root: Root, find: Callable[[Collection[str]], list[str]]) -> list[str]:
+    """Names of the sequences of SPLIT and CLASSES, sorted by class and number; all of them are there.
+
+    `find`: the names of all sequences of some classes, or of all classes if none is given. Raises DataError.
+    """
     classes = settings.TRAIN.CLASSES
-    on_disk = _sequences_on_disk(root, classes)
-    if settings.SPLIT == "all":
-        names = on_disk
-    else:
-        names = [name for name in _read_split(settings.SPLIT) if not classes or _class_of(name) in classes]
+    there = find(classes)
+    candidates = there if settings.SPLIT == "all" else _read_split(settings.SPLIT)
+    names = [name for name in candidates if not classes or _class_of(name) in classes]
     for wanted in classes:
         if not any(_class_of(name) == wanted for name in names):
-            known = sorted({_class_of(name) for name in _sequences_on_disk(root, [])})
+            known = sorted({_class_of(name) for name in find([])})
             similar = difflib.get_close_matches(wanted, known, n=1)
             hint = f"; did you mean {similar[0]}?" if similar else f"; found there: {', '.join(known[:8]) or 'none'}"
             raise DataError(
                 f"DATA.TRAIN.CLASSES: class {wanted} has no sequence in {root.path} (split {settings.SPLIT}){hint}"
             )
-    missing = sorted(set(names) - set(on_disk), key=_natural_key)
+    missing = sorted(set(names) - set(there), key=_natural_key)
     if missing:
         raise DataError(
             f"{root.path}: {len(missing)} of {len(names)} sequences of split {settings.SPLIT} are missing, "
@@ -184,27 +178,7 @@ def select_sequences(settings: DataConfig, root: Root) -> list[str]:
     return sorted(names, key=_natural_key)
 
 
-def read_bytes(root: Root, path: str) -> bytes:
-    """The bytes of one file below the root. Raises FileNotFoundError, or another OSError.
-
-    An object store that fails is asked again, beyond what its client does by itself, for PATIENCE seconds.
-    """
-    ends, pause = time.monotonic() + (0 if root.local else PATIENCE), 1.0
-    while True:
-        try:
-            with root.filesystem.open_input_stream(f"{root.path}/{path}") as file:
-                return file.read()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            if time.monotonic() + pause > ends:
-                raise
-            logger.warning("%s/%s: %s; it is read again in %g s", root.path, path, error, pause)
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
-
-
-def _sequences_on_disk(root: Root, classes: Iterable[str]) -> list[str]:
+def _sequences_on_disk(root: Root, classes: Collection[str]) -> list[str]:
     """Names of the sequences of these classes, or of all if none is given."""
     wanted = set(classes)
     names = []

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from seqtrack.config import Config, DataConfig
 from seqtrack.data.crops import Sample, cut_sample
 from seqtrack.data.frames import BrokenFrame, Frame, FrameDecoder
-from seqtrack.data.lasot import READS_AT_ONCE, DataError, FrameIndex, Root, read_bytes
+from seqtrack.data.lasot import FrameIndex
 from seqtrack.data.sampling import draw_sample, usable_sequences
+from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, SpanReader, read_bytes
 
 MAX_ATTEMPTS = 100
 
@@ -32,6 +33,7 @@ class TripletSource:
     settings: DataConfig
     seed: int
     usable: NDArray[np.int64]
+    shards: SpanReader
     decoder: FrameDecoder = field(default_factory=FrameDecoder)
 
     @classmethod
@@ -42,7 +44,7 @@ class TripletSource:
             raise DataError(
                 f"{root.path}: none of the {len(index.names)} sequences has 20 frames and enough of them visible"
             )
-        return cls(index, root, config.DATA, config.SEED, usable)
+        return cls(index, root, config.DATA, config.SEED, usable, SpanReader(root))
 
     def samples(self, numbers: Sequence[int]) -> list[tuple[Sample, list[str]]]:
         """`sample` of each. From an object store, the frames that they begin with are read many at a time."""
@@ -70,29 +72,35 @@ class TripletSource:
         raise DataError(f"sample {number}: no valid draw in {MAX_ATTEMPTS} attempts{seen}")
 
     def _open_frame(self, sequence: int, ahead: Mapping[str, bytes], frame: int) -> Frame:
-        path = self.index.frame_path(sequence, frame)
-        return self.decoder.open(path, ahead[path] if path in ahead else self._read(path))
+        name = self.index.frame_path(sequence, frame)
+        return self.decoder.open(name, ahead[name] if name in ahead else self._read(sequence, frame))
 
-    def _read(self, path: str) -> bytes:
+    def _read(self, sequence: int, frame: int) -> bytes:
+        name = self.index.frame_path(sequence, frame)
+        if self.index.packed:
+            span = self.index.span(sequence, frame)
+            if span is None:
+                raise BrokenFrame(f"{name} is missing")
+            return self.shards.read(span)
         try:
-            return read_bytes(self.root, path)
+            return read_bytes(self.root, name)
         except FileNotFoundError as error:
-            raise BrokenFrame(f"{path} is missing") from error
+            raise BrokenFrame(f"{name} is missing") from error
         except OSError as error:
             if self.root.local:
-                raise BrokenFrame(f"{path} cannot be read ({error})") from error
-            raise DataError(f"{self.root.path}/{path}: cannot be read ({error})") from error
+                raise BrokenFrame(f"{name} cannot be read ({error})") from error
+            raise DataError(f"{self.root.path}/{name}: cannot be read ({error})") from error
 
     def _read_ahead(self, numbers: Sequence[int]) -> dict[str, bytes]:
         """The frames of each sample's first draw, by path; without those that are missing."""
         drawn = (draw_sample(self.index, self.usable, self.seed, number, 0, self.settings) for number in numbers)
-        paths = {self.index.frame_path(draws.sequence, frame) for draws in drawn for frame in draws.frames}
+        wanted = {(draws.sequence, frame) for draws in drawn for frame in draws.frames}
 
-        def read(path: str) -> tuple[str, bytes] | None:
+        def read(place: tuple[int, int]) -> tuple[str, bytes] | None:
             try:
-                return path, self._read(path)
+                return self.index.frame_path(*place), self._read(*place)
             except BrokenFrame:
                 return None
 
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            return dict(filter(None, pool.map(read, sorted(paths))))
+            return dict(filter(None, pool.map(read, sorted(wanted))))

@@ -9,7 +9,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from seqtrack.config import Config, ConfigError, parse_config
-from seqtrack.data.lasot import DataError
+from seqtrack.data.storage import DataError
 from seqtrack.model.weights import MODEL_FILE, Weights, read_weights
 from seqtrack.reports.pages import Table, save_figure, write_pages
 from seqtrack.reports.phases import Comparison, Phase, PhaseCheckpoint

@@ -13,7 +13,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from seqtrack.config import Config
-from seqtrack.data.lasot import FrameIndex, Root
+from seqtrack.data.lasot import FrameIndex
+from seqtrack.data.storage import Root
 from seqtrack.locations import child
 from seqtrack.model.weights import starting_weights
 from seqtrack.sweeps.results import TRIALS, Trial, TrialNote, read_note, read_trial, write_note

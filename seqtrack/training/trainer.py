@@ -38,7 +38,9 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.util.queue import Queue
 
 from seqtrack.config import SETTINGS_FILE, Config, ConfigError, load_settings, setting_docs
-from seqtrack.data.lasot import DataError, FrameIndex, Root, build_index, open_root
+from seqtrack.data.lasot import FrameIndex
+from seqtrack.data.packed import check_frames_exist, open_index
+from seqtrack.data.storage import Root, open_root
 from seqtrack.data.stream import Placement, StreamSource
 from seqtrack.data.synthetic import ensure_synthetic
 from seqtrack.data.triplets import TripletSource
@@ -308,7 +310,7 @@ class Data:
 def open_data(config: Config) -> Data:
     """Reads the annotations and looks for the frames. Raises DataError."""
     root = open_root(str(config.DATA.ROOT))
-    index = build_index(config.DATA, root)
+    index = open_index(config.DATA, root)
     TripletSource.from_config(config, index, root)
     check_frames_exist(index, root)
     return Data(index, root)
@@ -327,18 +329,6 @@ def describe_dataset(index: FrameIndex) -> dict[str, Any]:
         "classes": classes,
         "fingerprint": index.fingerprint,
     }
-
-
-def check_frames_exist(index: FrameIndex, root: Root) -> None:
-    """Raises DataError if a sequence has annotations but no folder of frames."""
-    folders = [Path(index.frame_path(row, 0)).parent.as_posix() for row in range(len(index.names))]
-    infos = root.filesystem.get_file_info([f"{root.path}/{folder}" for folder in folders])
-    missing = [folder for folder, info in zip(folders, infos, strict=True) if info.type != fs.FileType.Directory]
-    if missing:
-        raise DataError(
-            f"{root.path}: {len(missing)} of {len(folders)} sequences have no frames, "
-            f"the first: {', '.join(missing[:5])}"
-        )
 
 
 def open_checkpoint(path: str) -> Checkpoint:

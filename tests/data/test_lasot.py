@@ -12,7 +12,8 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
 from seqtrack.config import Config, load_config
-from seqtrack.data.lasot import DataError, FrameIndex, Root, build_index, open_root, read_bytes
+from seqtrack.data.lasot import FrameIndex, build_index
+from seqtrack.data.storage import DataError, Root, open_root, read_bytes
 
 Write = Callable[..., Path]
 
@@ -182,7 +183,7 @@ def test_a_store_that_is_away_is_asked_again_after_ever_longer_pauses(
     lasot_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("seqtrack.data.lasot.time.sleep", pauses.append)
+    monkeypatch.setattr("seqtrack.data.storage.time.sleep", pauses.append)
     store = Root(fs.PyFileSystem(fs.FSSpecHandler(Away(skip_instance_cache=True))), str(lasot_root))
     path = "coin/coin-1/img/00000001.jpg"
     assert read_bytes(store, path) == (lasot_root / path).read_bytes()
@@ -191,6 +192,6 @@ def test_a_store_that_is_away_is_asked_again_after_ever_longer_pauses(
 
 
 def test_a_disk_that_fails_is_asked_once(lasot_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seqtrack.data.lasot.time.sleep", lambda seconds: pytest.fail("it was asked again"))
+    monkeypatch.setattr("seqtrack.data.storage.time.sleep", lambda seconds: pytest.fail("it was asked again"))
     with pytest.raises(OSError):
         read_bytes(open_root(str(lasot_root)), "coin")  # a folder

@@ -10,7 +10,8 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from seqtrack.config import Config
-from seqtrack.data.lasot import build_index, open_root
+from seqtrack.data.lasot import build_index
+from seqtrack.data.storage import open_root
 from seqtrack.data.stream import (
     HostBatch,
     Placement,

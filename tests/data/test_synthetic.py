@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from seqtrack.config import DataConfig, SyntheticConfig
-from seqtrack.data.lasot import build_index, open_root
+from seqtrack.data.lasot import build_index
+from seqtrack.data.storage import open_root
 from seqtrack.data.synthetic import ensure_synthetic, write_synthetic
 
 SMALL = SyntheticConfig(SEQUENCES=2, FRAMES=24, HEIGHT=64, WIDTH=80)

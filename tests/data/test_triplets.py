@@ -9,7 +9,8 @@ import pytest
 from pyarrow import fs
 
 from seqtrack.config import Config, parse_config
-from seqtrack.data.lasot import DataError, build_index, open_root
+from seqtrack.data.lasot import build_index
+from seqtrack.data.storage import DataError, open_root
 from seqtrack.data.triplets import TripletSource
 from seqtrack.locations import child
 from tests.object_stores import s3_bucket
@@ -136,6 +137,6 @@ def test_a_frame_that_a_store_does_not_give_ends_the_run_and_is_not_replaced_by_
     with s3_bucket() as uri:
         tiny_settings["DATA"]["ROOT"] = upload(lasot_root, uri)
         source = source_of(parse_config(tiny_settings, "tiny"))
-    monkeypatch.setattr("seqtrack.data.lasot.PATIENCE", 0.0)
+    monkeypatch.setattr("seqtrack.data.storage.PATIENCE", 0.0)
     with pytest.raises(DataError, match=r"bucket-\S+/lasot/(coin|kite)/\S+/img/\d{8}.jpg: cannot be read"):
         source.samples([0])  # the server is gone

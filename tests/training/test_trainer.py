@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,11 @@ import torch
 from pyarrow import fs
 
 from seqtrack.config import Config, ConfigError, load_config
-from seqtrack.data.lasot import DataError, build_index, open_root
 from seqtrack.training.checkpoint import CheckpointError, Contents, checkpoint_name, write_checkpoint
 from seqtrack.training.state import TrainState, generator_states
 from seqtrack.training.trainer import (
     check_allowances,
     check_checkpoint,
-    check_frames_exist,
     check_supported,
     open_checkpoint,
     open_run_folder,
@@ -76,15 +73,6 @@ def test_published_settings_that_are_not_carried_out_are_refused(
         settings = settings | {"DATA.TRAIN.DATASETS_RATIO": [1, 1]}
     with pytest.raises(ConfigError, match=message):
         check_supported(tiny_config.with_settings(settings))
-
-
-def test_a_tree_of_annotations_without_frames_is_refused(lasot_root: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(lasot_root, tmp_path / "tree")
-    shutil.rmtree(copy / "kite/kite-2/img")
-    root = open_root(str(copy))
-    index = build_index(Config().with_settings({"DATA.SPLIT": "all"}).DATA, root)
-    with pytest.raises(DataError, match="1 of 4 sequences have no frames, the first: kite/kite-2/img"):
-        check_frames_exist(index, root)
 
 
 def test_a_storage_path_that_cannot_be_written_is_refused(tiny_config: Config, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import yaml
 from mlflow import MlflowClient
 
 from seqtrack.config import Config, SyntheticConfig, parse_config
-from seqtrack.data.lasot import build_index, open_root
+from seqtrack.data.lasot import build_index
 from seqtrack.data.sampling import draw_sample, usable_sequences
+from seqtrack.data.storage import open_root
 from seqtrack.data.synthetic import write_synthetic
 from tests.training.runs import job, weights, write_config
 

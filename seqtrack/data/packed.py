@@ -1,0 +1,306 @@
+"""A tree packed into some hundred Parquet files: what shared file systems and object stores like better than millions.
+
+`root/index.parquet` is the FrameIndex, which also says where each frame's bytes are in `root/frames/`, the shards. A
+shard `<class>-000.parquet` has a row per frame: `sequence`, `frame` (from 1, as files are numbered), `size` and `jpeg`,
+the file as it was. Any Parquet reader takes it; but as the column `jpeg` is written without compression or encoding, in
+one page a row group, a frame lies in one piece and is read as one range.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyarrow import fs
+
+from seqtrack.config import DataConfig
+from seqtrack.data.frames import is_cut_off
+from seqtrack.data.lasot import MISSING, FrameIndex, build_index, select_sequences
+from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, read_bytes
+
+FORMAT = 1
+INDEX = "index.parquet"
+FOLDER = "frames"
+FRAMES_PER_SHARD = 12_000
+"""About a gigabyte of LaSOT. No sequence is divided, so a shard may have more."""
+ROW_GROUP_BYTES = 64 << 20
+LENGTH_BYTES = 4
+"""What Parquet writes before each value of a binary column."""
+SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (
+            ("sequence", pa.string()),
+            ("frame", pa.int32()),
+            ("size", pa.int32()),
+            ("jpeg", pa.binary()),
+        )
+    ]
+)
+
+
+class PackedShard(NamedTuple):
+    """What became of the sequences of a shard, one after another."""
+
+    starts: NDArray[np.int64]
+    """(F,) where each frame begins in the shard."""
+    sizes: NDArray[np.int32]
+    """(F,) its bytes, or MISSING."""
+    cut_off: list[str]
+    """Frames that were not whole in the tree; packed as they were."""
+
+
+def open_index(settings: DataConfig, root: Root) -> FrameIndex:
+    """The annotations of all sequences of SPLIT and CLASSES, of a tree or of a packed one. Raises DataError."""
+    if not is_packed(root):
+        if root.filesystem.get_file_info(f"{root.path}/{FOLDER}").type == fs.FileType.Directory:
+            raise DataError(f"{root.path}: has {FOLDER} but no {INDEX}: ray_jobs/pack_lasot.py has not finished there")
+        return build_index(settings, root)
+    table = read_packed_index(root)
+    classes, names = table["class"].to_pylist(), table["sequence"].to_pylist()
+
+    def find(wanted: Collection[str]) -> list[str]:
+        return [name for name, its_class in zip(names, classes, strict=True) if not wanted or its_class in wanted]
+
+    rows = {name: row for row, name in enumerate(names)}
+    selected = [rows[name] for name in select_sequences(settings, root, find)]
+    return FrameIndex(table.take(selected).combine_chunks())
+
+
+def is_packed(root: Root) -> bool:
+    return bool(root.filesystem.get_file_info(f"{root.path}/{INDEX}").type == fs.FileType.File)
+
+
+def read_packed_index(root: Root) -> pa.Table:
+    """All of `index.parquet`. Raises DataError."""
+    path = f"{root.path}/{INDEX}"
+    try:
+        table = pq.read_table(pa.BufferReader(read_bytes(root, INDEX)))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    _check_mark(table.schema, path, None)
+    return table
+
+
+def check_frames_exist(index: FrameIndex, root: Root) -> None:
+    """Raises DataError if a sequence has annotations but no folder of frames, or a shard is missing or cut off."""
+    if index.packed:
+        paths = sorted(set(index.shards))
+        ends = dict.fromkeys(paths, 0)
+        for row, path in enumerate(index.shards):
+            ends[path] = max(ends[path], index.end_in_shard(row))
+        infos = root.filesystem.get_file_info([f"{root.path}/{path}" for path in paths])
+        wrong = [path for path, info in zip(paths, infos, strict=True) if (info.size or 0) < ends[path]]
+        if wrong:
+            raise DataError(f"{root.path}: {len(wrong)} of {len(paths)} shards are missing or cut off, {_first(wrong)}")
+        return
+    folders = [Path(index.frame_path(row, 0)).parent.as_posix() for row in range(len(index.names))]
+    infos = root.filesystem.get_file_info([f"{root.path}/{folder}" for folder in folders])
+    missing = [folder for folder, info in zip(folders, infos, strict=True) if info.type != fs.FileType.Directory]
+    if missing:
+        raise DataError(f"{root.path}: {len(missing)} of {len(folders)} sequences have no frames, {_first(missing)}")
+
+
+def plan_shards(index: FrameIndex) -> dict[str, list[int]]:
+    """Path of each shard below the root -> its rows of the index. The same index, the same plan."""
+    plan: dict[str, list[int]] = {}
+    counts: dict[str, int] = {}  # shards by class
+    shard: list[int] = []
+    for row, name in enumerate(index.classes):
+        full = sum(int(index.lengths[before]) for before in shard) >= FRAMES_PER_SHARD
+        if not shard or full or name != index.classes[row - 1]:
+            number = counts[name] = counts.get(name, -1) + 1
+            shard = plan[f"{FOLDER}/{name}-{number:03d}.parquet"] = []
+        shard.append(row)
+    return plan
+
+
+def pack_shard(
+    index: FrameIndex, tree: Root, target: Root, path: str, rows: Sequence[int], allow_missing: bool = False
+) -> PackedShard:
+    """Writes a shard, which appears when it has been read back and compared; one that is there is kept.
+
+    Raises DataError, naming frames that are missing unless that is allowed, and what cannot be read or written.
+    """
+    name = f"{target.path}/{path}"
+    filesystem = target.filesystem
+    cut_off: list[str] = []
+    try:
+        if filesystem.get_file_info(name).type != fs.FileType.File:
+            unfinished = f"{target.path}/{FOLDER}/.{Path(path).name}.unfinished"
+            filesystem.create_dir(f"{target.path}/{FOLDER}", recursive=True)
+            cut_off = _write_shard(index, tree, filesystem, unfinished, rows, allow_missing)
+            with filesystem.open_input_file(unfinished) as file:
+                _verify(file, unfinished)
+            filesystem.move(unfinished, name)
+        with filesystem.open_input_file(name) as file:
+            starts, sizes = _locate_frames(file, name, index, rows)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{name}: cannot be packed ({error})") from error
+    if not allow_missing and (sizes == MISSING).any():
+        raise DataError(f"{name}: was packed with --allow-missing and lacks frames; remove it to pack it again")
+    return PackedShard(starts, sizes, cut_off)
+
+
+def check_done(index: FrameIndex, target: Root) -> bool:
+    """Whether the target holds all of this index already. Raises DataError if it holds something else."""
+    if not is_packed(target):
+        return False
+    _check_mark(read_packed_index(target).schema, f"{target.path}/{INDEX}", index)
+    return True
+
+
+def write_index(index: FrameIndex, target: Root, plan: dict[str, list[int]], shards: Sequence[PackedShard]) -> None:
+    """Makes the packed tree ready: the last thing that is written. Raises OSError."""
+    paths = [path for path, rows in plan.items() for _ in rows]
+    offsets = index.table["visible"].chunk(0).offsets
+    table = index.table
+    for name, values in (
+        ("shard", pa.array(paths)),
+        ("frame_start", pa.LargeListArray.from_arrays(offsets, np.concatenate([shard.starts for shard in shards]))),
+        ("frame_size", pa.LargeListArray.from_arrays(offsets, np.concatenate([shard.sizes for shard in shards]))),
+    ):
+        table = table.append_column(name, values)
+    content = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(_mark(index)), content, compression="zstd")
+    with target.filesystem.open_output_stream(f"{target.path}/{INDEX}") as file:
+        file.write(content.getvalue())
+
+
+def _write_shard(
+    index: FrameIndex, tree: Root, filesystem: fs.FileSystem, name: str, rows: Sequence[int], allow_missing: bool
+) -> list[str]:
+    """Writes the frames of these rows. Returns which were cut off in the tree. Raises DataError, OSError."""
+    cut_off: list[str] = []
+    missing: list[str] = []
+    with (
+        filesystem.open_output_stream(name) as sink,
+        pq.ParquetWriter(
+            sink,
+            SCHEMA.with_metadata(_mark(index)),
+            compression="none",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
+            # One page a row group.
+            data_page_size=2 * ROW_GROUP_BYTES,
+            max_rows_per_page=ROW_GROUP_BYTES,
+        ) as writer,
+        ThreadPoolExecutor(READS_AT_ONCE) as pool,
+    ):
+        group: list[tuple[str, int, int, bytes]] = []
+
+        def flush() -> None:
+            if group:
+                writer.write_table(pa.table([list(column) for column in zip(*group, strict=True)], schema=SCHEMA))
+                group.clear()
+
+        held = 0
+        for path, sequence, number, content in _read_frames(index, tree, rows, pool):
+            if content is None:
+                missing.append(path)
+                continue
+            if is_cut_off(content) or not content:
+                cut_off.append(path)
+            if held + len(content) > ROW_GROUP_BYTES:
+                flush()
+                held = 0
+            group.append((sequence, number, len(content), content))
+            held += len(content)
+        flush()
+    if missing and not allow_missing:
+        frames = int(index.lengths[list(rows)].sum())
+        raise DataError(
+            f"{tree.path}: {len(missing)} of {frames} frames of {index.classes[rows[0]]} are missing, "
+            f"{_first(missing)} (--allow-missing packs the rest)"
+        )
+    return cut_off
+
+
+def _read_frames(
+    index: FrameIndex, tree: Root, rows: Sequence[int], pool: ThreadPoolExecutor
+) -> Iterator[tuple[str, str, int, bytes | None]]:
+    """Path, sequence, number and bytes of each frame in order, many read at a time; None for what is missing."""
+
+    def read(path: str) -> bytes | None:
+        try:
+            return read_bytes(tree, path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DataError(f"{tree.path}/{path}: cannot be read ({error})") from error
+
+    for row in rows:
+        for first in range(0, int(index.lengths[row]), READS_AT_ONCE):
+            frames = range(first, min(first + READS_AT_ONCE, int(index.lengths[row])))
+            paths = [index.frame_path(row, frame) for frame in frames]
+            for frame, path, content in zip(frames, paths, pool.map(read, paths), strict=True):
+                yield path, index.names[row], frame + 1, content
+
+
+def _locate_frames(
+    file: pa.NativeFile, name: str, index: FrameIndex, rows: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """`PackedShard.starts` and `.sizes` of a shard that is there. Raises DataError if it is of other annotations."""
+    first_place = dict(
+        zip((index.names[row] for row in rows), np.cumsum([0, *index.lengths[list(rows)]]).tolist(), strict=False)
+    )
+    starts = np.zeros(int(index.lengths[list(rows)].sum()), np.int64)
+    sizes = np.full(len(starts), MISSING, np.int32)
+    shard = pq.ParquetFile(file)
+    _check_mark(shard.schema_arrow, name, index)
+    for group in range(shard.num_row_groups):
+        columns = shard.read_row_group(group, ["sequence", "frame", "size"])
+        places = [
+            first_place[sequence] + number - 1
+            for sequence, number in zip(columns["sequence"].to_pylist(), columns["frame"].to_pylist(), strict=True)
+        ]
+        group_sizes = columns["size"].to_numpy()
+        starts[places], sizes[places] = _starts_in_group(shard, group, group_sizes), group_sizes
+    return starts, sizes
+
+
+def _starts_in_group(shard: pq.ParquetFile, group: int, sizes: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Where each frame of a row group begins in the file: a page's header, then each frame's length and the frame."""
+    column = shard.metadata.row_group(group).column(SCHEMA.get_field_index("jpeg"))
+    end = column.data_page_offset + column.total_compressed_size
+    return end - np.cumsum((sizes.astype(np.int64) + LENGTH_BYTES)[::-1])[::-1] + LENGTH_BYTES
+
+
+def _verify(file: pa.NativeFile, name: str) -> None:
+    """Raises DataError unless the ranges of all frames hold what Parquet reads, and its checksums are right."""
+    shard = pq.ParquetFile(file, page_checksum_verification=True)
+    for group in range(shard.num_row_groups):
+        columns = shard.read_row_group(group, ["sequence", "frame", "size", "jpeg"])
+        sizes = columns["size"].to_numpy()
+        starts = _starts_in_group(shard, group, sizes)
+        raw = file.read_at(int(starts[-1] + sizes[-1] - starts[0]), int(starts[0]))
+        for row, (start, size) in enumerate(zip((starts - starts[0]).tolist(), sizes.tolist(), strict=True)):
+            if raw[start : start + size] != columns["jpeg"][row].as_py():
+                frame = f"{columns['sequence'][row]}, frame {columns['frame'][row]}"
+                raise DataError(f"{name}: is not as it was written ({frame})")
+
+
+def _mark(index: FrameIndex) -> dict[str, str]:
+    """Goes into each file: which annotations it belongs to."""
+    return {"seqtrack": json.dumps({"format": FORMAT, "fingerprint": index.fingerprint})}
+
+
+def _check_mark(schema: pa.Schema, name: str, index: FrameIndex | None) -> None:
+    """Raises DataError for a file of something else, or (`index`) of other annotations."""
+    mark = json.loads((schema.metadata or {}).get(b"seqtrack", b"{}"))
+    if mark.get("format") != FORMAT:
+        raise DataError(f"{name}: was not written by this version of ray_jobs/pack_lasot.py")
+    if index is not None and mark["fingerprint"] != index.fingerprint:
+        raise DataError(f"{name}: holds other sequences or annotations; another folder keeps both")
+
+
+def _first(paths: Sequence[str]) -> str:
+    return "the first: " + ", ".join(paths[:5]) + (" …" if len(paths) > 5 else "")

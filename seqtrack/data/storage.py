@@ -1,0 +1,111 @@
+"""Where data lie: a folder of this machine or an object store, and how bytes are read from there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pyarrow as pa
+from pyarrow import fs
+
+from seqtrack.locations import absolute
+
+logger = logging.getLogger(__name__)
+
+READS_AT_ONCE = 16
+"""From an object store, which answers slowly, but many at a time."""
+PATIENCE = 300.0
+LONGEST_PAUSE = 15.0
+"""Between two tries at a file of an object store, in seconds."""
+
+
+class DataError(ValueError):
+    """Data that cannot be used. The message names the file, the line where there is one, and what is wrong."""
+
+
+class Root(NamedTuple):
+    """A data root that has been found."""
+
+    filesystem: fs.FileSystem
+    path: str
+
+    @property
+    def local(self) -> bool:
+        """Whether it is on a disk, whose errors do not pass by themselves as an object store's do."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+
+def open_root(root: str) -> Root:
+    """Resolves a folder or URI. Raises DataError if nothing is there."""
+    try:
+        filesystem, path = fs.FileSystem.from_uri(absolute(root))
+        found = filesystem.get_file_info(path).type
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"DATA.ROOT {root}: cannot be reached ({error})") from error
+    if found != fs.FileType.Directory:
+        raise DataError(f"DATA.ROOT {root}: no such folder")
+    return Root(filesystem, path)
+
+
+def read_bytes(root: Root, path: str) -> bytes:
+    """The bytes of one file below the root. Raises FileNotFoundError, or another OSError."""
+
+    def read() -> bytes:
+        with root.filesystem.open_input_stream(f"{root.path}/{path}") as file:
+            return file.read()
+
+    return _patiently(read, root, path)
+
+
+class Span(NamedTuple):
+    """A part of a file below the root, in bytes."""
+
+    path: str
+    start: int
+    size: int
+
+
+class SpanReader:
+    """Reads parts of files, which stay open: one request a part. Any number of threads may read."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._files: dict[str, pa.NativeFile] = {}
+
+    def __reduce__(self) -> tuple[type[SpanReader], tuple[Root]]:
+        return SpanReader, (self._root,)  # another process opens its own
+
+    def read(self, span: Span) -> bytes:
+        """Raises DataError, naming the file, unless it has the whole span."""
+        name = f"{self._root.path}/{span.path}"
+
+        def read() -> bytes:
+            if span.path not in self._files:
+                self._files[span.path] = self._root.filesystem.open_input_file(name)
+            return self._files[span.path].read_at(span.size, span.start)
+
+        try:
+            content = _patiently(read, self._root, span.path)
+        except OSError as error:
+            raise DataError(f"{name}: cannot be read ({error})") from error
+        if len(content) < span.size:
+            raise DataError(f"{name}: is cut off before byte {span.start + span.size}")
+        return content
+
+
+def _patiently(read: Callable[[], bytes], root: Root, path: str) -> bytes:
+    """An object store that fails is asked again, beyond what its client does by itself, for PATIENCE seconds."""
+    ends, pause = time.monotonic() + (0 if root.local else PATIENCE), 1.0
+    while True:
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if time.monotonic() + pause > ends:
+                raise
+            logger.warning("%s/%s: %s; it is read again in %g s", root.path, path, error, pause)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
