@@ -30,8 +30,10 @@ from seqtrack.data.triplets import TripletSource
 
 BLOCK_SAMPLES = 64
 """A block costs about 20 ms whatever it holds, so it holds several steps; more would delay the first batch."""
-BLOCK_BYTES = 32 * 2**20
-"""Well below the size at which Ray Data would cut a block in two and so upset the order."""
+FEW_WORKERS = 8
+"""With more, blocks grow in proportion: one coordinator deals them out to all workers, some 100 a second."""
+BLOCK_BYTES = 96 * 2**20
+"""Below the 128 MiB at which Ray Data would cut a block in two and so upset the order."""
 LOOKAHEAD_BLOCKS = 16
 """The next epoch's stream takes seconds to start, so it is opened this many blocks before the epoch ends."""
 
@@ -71,7 +73,8 @@ class StreamPlan:
         share = config.TRAIN.BATCH_SIZE // world_size
         search, template = config.DATA.SEARCH, config.DATA.TEMPLATE
         sample_bytes = 3 * (search.SIZE**2 + template.NUMBER * template.SIZE**2)
-        steps = min(BLOCK_SAMPLES // share, BLOCK_BYTES // (share * sample_bytes))
+        samples = BLOCK_SAMPLES * max(world_size // FEW_WORKERS, 1)
+        steps = min(samples // share, BLOCK_BYTES // (share * sample_bytes))
         return cls(config.TRAIN.BATCH_SIZE, world_size, max(steps, 1))
 
     def sample_numbers(self, step: int, rank: int) -> NDArray[np.int64]:

@@ -48,7 +48,11 @@ def test_blocks_cover_every_step_of_every_rank_once(
 def test_blocks_hold_few_samples_and_bytes(tiny_config: Config) -> None:
     assert StreamPlan.from_config(tiny_config, 1).steps_per_block == 16  # of 4 samples
     large = tiny_config.with_settings({"DATA.SEARCH.SIZE": 384, "DATA.TEMPLATE.SIZE": 384, "TRAIN.BATCH_SIZE": 16})
-    assert StreamPlan.from_config(large, 1).steps_per_block == 1
+    assert StreamPlan.from_config(large, 1).steps_per_block == 4
+    many = large.with_settings({"TRAIN.BATCH_SIZE": 1024})
+    assert StreamPlan.from_config(many, 64).steps_per_block == 4  # 81 MiB; 5 steps would be more than 96
+    small = many.with_settings({"DATA.SEARCH.SIZE": 128, "DATA.TEMPLATE.SIZE": 128})
+    assert StreamPlan.from_config(small, 64).steps_per_block == 32  # of 16 samples
 
 
 @pytest.mark.parametrize(("step", "first"), [(4, 48), (5, 48), (5, 61)])

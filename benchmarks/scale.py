@@ -1,0 +1,239 @@
+"""How many CPU cores the data pipeline needs for each GPU, so that no GPU waits.
+
+    python benchmarks/scale.py [--tflops 125] [--root /data/lasot --split all]
+
+Measured here: seconds that a sample takes on one core, and what Ray Data adds to a block. A GPU's step is measured
+where there is one; elsewhere what it computes is counted, and `--tflops` says how fast. From these a simulation of the
+pipeline finds the number of cores with which GPUs wait for less than a hundredth of the time; it says `coordinator`
+where no number is enough, because the one process that deals out the blocks is too slow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import psutil
+import ray
+import torch
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.checkpoint import made_up_batch
+from seqtrack.config import Config, SyntheticConfig, load_config
+from seqtrack.data.crops import Sample
+from seqtrack.data.packed import open_index
+from seqtrack.data.storage import open_root
+from seqtrack.data.stream import Placement, StreamPlan, StreamSource, stream_batches
+from seqtrack.data.synthetic import write_synthetic
+from seqtrack.data.triplets import TripletSource
+from seqtrack.model.seqtrack import build_model
+from seqtrack.training.optimization import Batch, set_determinism, train_step
+from seqtrack.training.state import TrainState
+
+SHARES = {"b256": 16, "b384": 8, "l256": 8, "l384": 8}
+"""Recipe -> samples a GPU and step, as published."""
+GPUS = (1, 8, 64)
+WARM_UP, SAMPLES = 100, 1000
+BOX_TOKENS = 4
+GROUPS_AHEAD = 4
+"""Blocks of each worker that lie ready or are being made; Ray Data keeps more where memory allows."""
+MAY_WAIT = 0.01
+MOST_CORES = 64
+"""For each GPU."""
+
+
+class Costs(NamedTuple):
+    """Of one core, in seconds."""
+
+    samples: NDArray[np.float64]
+    """Of each sample that was measured."""
+    block: float
+    """What Ray Data adds to each block."""
+    coordinator: float
+    """What Ray Data's one coordinator of all workers does for each block."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Find how many CPU cores a GPU needs.")
+    parser.add_argument("--tflops", type=float, default=125, help="that a GPU sustains in bf16 (an A100: 40 %% of 312)")
+    parser.add_argument("--root", help="a data set to read; unset: synthetic frames of 1280×720")
+    parser.add_argument("--split", default="all")
+    options = parser.parse_args()
+    configs = {
+        name: load_config(
+            f"configs/seqtrack_{name}.yaml",
+            ["TRAIN.PRECISION=bf16", "DATA.TRAIN.DATASETS_NAME=[LASOT]", "DATA.TRAIN.DATASETS_RATIO=[1]"],
+        )
+        for name in SHARES
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        root = options.root or f"{folder}/lasot"
+        if not options.root:
+            write_synthetic(Path(root), SyntheticConfig(SEQUENCES=4, FRAMES=60, HEIGHT=720, WIDTH=1280))
+        ray.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False)
+        settings = {"DATA.ROOT": root, "DATA.SPLIT": options.split}
+        costs = {size: measure_costs(configs[f"b{size}"].with_settings(settings)) for size in (256, 384)}
+        ray.shutdown()
+    for size, cost in costs.items():
+        rate = 1 / cost.samples.mean()
+        print(
+            f"crops of {size}: {rate:.0f} samples/s a core, {1000 * cost.block:.0f} ms a block for Ray Data; "
+            f"{1000 * cost.coordinator:.1f} ms a block for its coordinator"
+        )
+    how = "measured" if torch.cuda.is_available() else f"counted, at {options.tflops:g} TFLOP/s"
+    print(f"\nA GPU's steps are {how}. Cores for each GPU, at a wait of less than {MAY_WAIT:.0%}:\n")
+    print(
+        "| recipe | TFLOP a sample | samples/s a GPU | "
+        + " | ".join(f"{gpus} GPUs" for gpus in GPUS)
+        + " | GPU hours |"
+    )
+    print("|---|---|---|" + "---|" * (len(GPUS) + 1))
+    for name, config in configs.items():
+        flops = count_flops(config)
+        share = SHARES[name]
+        step_seconds = measure_step(config, share) or share * flops / options.tflops / 1e12
+        cores = [find_cores(config, share, gpus, costs[config.DATA.SEARCH.SIZE], step_seconds) for gpus in GPUS]
+        samples = config.DATA.TRAIN.SAMPLE_PER_EPOCH * config.TRAIN.EPOCH
+        hours = samples / share * step_seconds / 3600
+        per_gpu = " | ".join(
+            f"{number / gpus:.2g}" if number else "coordinator" for number, gpus in zip(cores, GPUS, strict=True)
+        )
+        print(f"| {name} | {flops / 1e12:.2f} | {share / step_seconds:.0f} | {per_gpu} | {hours:,.0f} |")
+
+
+@dataclass(frozen=True)
+class ReadySamples:
+    """Stands where a TripletSource does, and takes no time."""
+
+    made: Sample
+
+    def samples(self, numbers: Sequence[int]) -> list[tuple[Sample, list[str]]]:
+        return [(self.made, [])] * len(numbers)
+
+
+def measure_costs(config: Config) -> Costs:
+    root = open_root(str(config.DATA.ROOT))
+    triplets = TripletSource.from_config(config, open_index(config.DATA, root), root)
+    seconds: list[float] = []
+    for number in range(WARM_UP + SAMPLES):
+        began = time.perf_counter()
+        triplets.sample(number)
+        seconds.append(time.perf_counter() - began)
+
+    made = triplets.sample(0)[0]
+    plan = StreamPlan.from_config(config.with_settings({"TRAIN.BATCH_SIZE": 8}), 1)
+    block, _ = measure_stream(made, plan, Placement(1.0, 1.0, {}), blocks=60)
+    empty = made._replace(template=made.template[..., :0], search=made.search[..., :0])
+    _, coordinator = measure_stream(empty, StreamPlan(1, 1, 1), Placement(0.25, 2.0, {}), blocks=1000)
+    return Costs(np.array(seconds[WARM_UP:]), block, coordinator)
+
+
+def measure_stream(made: Sample, plan: StreamPlan, placement: Placement, blocks: int) -> tuple[float, float]:
+    """Seconds of a block of ready samples, and CPU seconds of the coordinator for it."""
+    source = StreamSource(ray.put(None), lambda _: cast(TripletSource, ReadySamples(made)), placement)
+    steps = blocks * plan.steps_per_block
+    arrivals: list[float] = []
+    coordinator: list[float] = []
+    for batch in stream_batches(source, plan, 0, 0, steps, steps):
+        if batch.step == steps // 5 or batch.step == steps - plan.steps_per_block:  # not the start, not the end
+            arrivals.append(time.perf_counter())
+            coordinator.append(coordinator_seconds())
+    between = 0.8 * blocks - 1
+    return (arrivals[1] - arrivals[0]) / between, (coordinator[1] - coordinator[0]) / between
+
+
+def coordinator_seconds() -> float:
+    """CPU time of the stream's coordinating process so far."""
+    for process in psutil.process_iter(["cmdline", "cpu_times"]):
+        if "SplitCoordinator" in " ".join(process.info["cmdline"] or []):
+            return float(sum(process.info["cpu_times"][:2]))
+    raise RuntimeError("no coordinator of a stream is running")
+
+
+def count_flops(config: Config) -> float:
+    """Of one sample's forward and backward."""
+    search, template = config.DATA.SEARCH, config.DATA.TEMPLATE
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = build_model(config).train()
+        logits = model(
+            torch.empty(1, template.NUMBER, 3, template.SIZE, template.SIZE),
+            torch.empty(1, 3, search.SIZE, search.SIZE),
+            torch.empty(1, BOX_TOKENS + 1, dtype=torch.long),
+        )
+        logits.sum().backward()
+    return float(counter.get_total_flops())
+
+
+def measure_step(config: Config, share: int) -> float | None:
+    """Seconds of a step on this machine's GPU, or None."""
+    if not torch.cuda.is_available():
+        return None
+    set_determinism(config.TRAIN.DETERMINISTIC)
+    device = torch.device("cuda")
+    state = TrainState.fresh(config, 0, device)
+    batch = Batch(*(part.to(device) for part in made_up_batch(config, share)))
+    times = []
+    for _ in range(30):
+        began = time.perf_counter()
+        train_step(state.model, state.optimizer, batch, config).tolist()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[10:])
+
+
+def find_cores(config: Config, share: int, gpus: int, costs: Costs, step_seconds: float) -> int | None:
+    """The smallest number of cores for all GPUs together with which they wait for less than MAY_WAIT.
+
+    None where no number is enough, because the coordinator cannot keep up.
+    """
+    plan = StreamPlan.from_config(config.with_settings({"TRAIN.BATCH_SIZE": share * gpus}), gpus)
+    low, high = 0, 1
+    while high < MOST_CORES * gpus and waited(plan, share, costs, step_seconds, high) > MAY_WAIT:
+        low, high = high, 2 * high
+    if high >= MOST_CORES * gpus:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        if waited(plan, share, costs, step_seconds, middle) > MAY_WAIT:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def waited(plan: StreamPlan, share: int, costs: Costs, step_seconds: float, cores: int) -> float:
+    """Part of the time that GPUs wait, over 200 blocks of each, after the first 20.
+
+    The coordinator begins blocks in their order, each on whichever core is free, and has no more than GROUPS_AHEAD of
+    each worker ahead of the step. All workers step together, so a step begins when the last of them has its block.
+    """
+    random = np.random.default_rng(0)
+    free = [0.0] * cores
+    begins: list[float] = []  # of each group of blocks, one a worker: when it is trained on
+    done = coordinator = 0.0
+    waits: list[float] = []
+    for group in range(220):
+        may_begin = begins[group - GROUPS_AHEAD] if group >= GROUPS_AHEAD else 0.0
+        ready = 0.0
+        for _ in range(plan.world_size):
+            seconds = costs.block + random.choice(costs.samples, plan.steps_per_block * share).sum()
+            coordinator = max(heapq.heappop(free), may_begin, coordinator) + costs.coordinator
+            end = coordinator + seconds
+            heapq.heappush(free, end)
+            ready = max(ready, end)
+        begins.append(max(done, ready))
+        waits.append(max(ready - done, 0.0))
+        done = begins[-1] + plan.steps_per_block * step_seconds
+    return sum(waits[20:]) / (done - begins[20] + waits[20])
+
+
+if __name__ == "__main__":
+    main()
