@@ -7,13 +7,11 @@ command goes on after an interruption. The exit code is 0 if every trial ended w
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import signal
 import sys
 import tempfile
 from pathlib import Path
-from types import FrameType
 
 from pyarrow import fs
 
@@ -23,7 +21,7 @@ from seqtrack.locations import child
 from seqtrack.model.weights import WeightsError
 from seqtrack.submission import command
 from seqtrack.sweeps.results import Trial
-from seqtrack.sweeps.runner import run_sweep
+from seqtrack.sweeps.runner import GentleStop, run_sweep
 from seqtrack.sweeps.settings import Sweep, load_sweep
 from seqtrack.sweeps.summary import write_summary
 from seqtrack.tracking import mlflow as tracking
@@ -33,29 +31,24 @@ from seqtrack.training.trainer import join_cluster, settle_paths
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    received: list[int] = []
-
-    def interrupt(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        os.kill(os.getpid(), signal.SIGINT)  # which Ray Tune knows what to do with
-
-    before = signal.getsignal(signal.SIGTERM)
+    received: int = signal.SIGINT
     try:
         config = read_settings(options)
         sweep = load_sweep(options.sweep)
         sweep.check(config, options.sweep)
         join_cluster()
-        signal.signal(signal.SIGTERM, interrupt)  # only now: Ray sets its own when it joins
-        trials, parent = run_sweep(config, sweep, lambda line: print(line, flush=True))
-        return report(config, sweep, trials, parent)
+        with GentleStop() as stop:  # only now: Ray handles SIGTERM itself when it joins
+            try:
+                trials, parent = run_sweep(config, sweep, stop, lambda line: print(line, flush=True))
+                return report(config, sweep, trials, parent)
+            finally:
+                received = stop.received or received
     except (ConfigError, DataError, WeightsError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"Stopped. To go on: {shlex.join(command('ray_jobs/sweep.py', arguments or sys.argv[1:]))}")
-        return 128 + (received or [signal.SIGINT])[0]
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return 128 + received
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

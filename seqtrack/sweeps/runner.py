@@ -6,10 +6,13 @@ import datetime
 import logging
 import math
 import os
+import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any
 
 import ray
@@ -36,6 +39,7 @@ from seqtrack.training.trainer import (
     check_supported,
     cluster_resources,
     join_cluster,
+    make_stop_request,
     open_data,
     open_run_folder,
     plan_resources,
@@ -69,7 +73,40 @@ class Plan:
     """Of each trial."""
 
 
-def run_sweep(config: Config, sweep: Sweep, say: Callable[[str], None]) -> tuple[list[Trial], str | None]:
+class GentleStop:
+    """While its block runs, SIGTERM asks the running trials for a checkpoint, and ends Ray Tune when they have ended.
+
+    Ray Tune itself knows SIGINT only, and kills trials at once.
+    """
+
+    def __init__(self) -> None:
+        self.request = make_stop_request()
+        self.received: int | None = None
+        self.running: set[str] = set()
+        """Names of trials."""
+
+    def __enter__(self) -> GentleStop:
+        self._before = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        again, self.received = self.received is not None, number
+        awaited = frozenset() if again else frozenset(self.running)
+        threading.Thread(target=self._stop, args=(awaited,), daemon=True).start()
+
+    def _stop(self, awaited: frozenset[str]) -> None:
+        ray.get(self.request.request.remote())
+        while awaited & self.running:
+            time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def run_sweep(
+    config: Config, sweep: Sweep, stop: GentleStop, say: Callable[[str], None]
+) -> tuple[list[Trial], str | None]:
     """Runs every trial that an earlier start of the sweep did not end; `say` gets lines for the console.
 
     Returns what is there at the end, and the id of the sweep's MLflow run. Raises ConfigError, DataError, or
@@ -89,7 +126,7 @@ def run_sweep(config: Config, sweep: Sweep, say: Callable[[str], None]) -> tuple
     if tracking.STORE_VARIABLE not in os.environ:  # the trials' own storage is further down; one store holds them all
         config = config.with_settings({"MLFLOW.TRACKING_URI": tracking.tracking_uri(config)})
 
-    setting = TrialSetting(config, sweep, ray.put(data.index), data.root, plan.resources)
+    setting = TrialSetting(config, sweep, ray.put(data.index), data.root, plan.resources, stop.request)
     earlier = read_trials(filesystem, folder)
     adaptive = sweep.search.type == "optuna"
     listed = [] if adaptive else sweep.listed()
@@ -100,7 +137,7 @@ def run_sweep(config: Config, sweep: Sweep, say: Callable[[str], None]) -> tuple
         listed = [params for params in listed if trial_name(params) not in ended]
     parent = tracking.open_parent_run(config)
     count = sweep.trials - sum(trial.ended for trial in earlier) if adaptive else len(listed)
-    observer = Observer(setting, data.index.fingerprint, parent, plan.concurrency, count, say)
+    observer = Observer(setting, data.index.fingerprint, parent, plan.concurrency, count, stop, say)
     if count > 0:
         make_tuner(setting, plan, observer, listed, earlier, count).fit()
     observer.close()
@@ -221,6 +258,8 @@ def make_tuner(
     """Ray Tune's part. `listed`: the trials, where they are known beforehand; `count`: how many there will be."""
     config, sweep = setting.config, setting.sweep
     adaptive = sweep.search.type == "optuna"
+    # A trial that is asked to stop in its first epoch has nothing to report, which Ray Tune would fail the sweep for.
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     # A trial that failed says why in a line; Ray Tune would print a page for each try.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     return tune.Tuner(
@@ -291,15 +330,17 @@ class Observer(tune.Callback):
         parent: str | None,
         concurrency: int,
         count: int,
+        stop: GentleStop,
         say: Callable[[str], None],
     ) -> None:
         self._setting, self._fingerprint, self._parent = setting, fingerprint, parent
         self._mirrors: dict[str, tracking.MirrorThread] = {}
         self._concurrency, self._count, self._ended = concurrency, count, 0
-        self._say, self._began = say, time.monotonic()
+        self._stop, self._say, self._began = stop, say, time.monotonic()
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         name = name_of(trial)
+        self._stop.running.add(name)
         if name in self._mirrors:
             return
         config, filesystem, folder = self._place(trial)
@@ -313,8 +354,10 @@ class Observer(tune.Callback):
         config, filesystem, folder = self._place(trial)
         note = read_note(filesystem, folder) or TrialNote(trial.config)
         done = is_complete(read_trial(filesystem, folder, note), config, self._setting.sweep)
-        write_note(filesystem, folder, replace(note, status="finished" if done else "stopped early"))
-        self._end(trial, "FINISHED")
+        if done or self._stop.received is None:
+            write_note(filesystem, folder, replace(note, status="finished" if done else "stopped early"))
+            self._end(trial, "FINISHED")
+        self._stop.running.discard(name_of(trial))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         _, filesystem, folder = self._place(trial)
@@ -325,6 +368,7 @@ class Observer(tune.Callback):
             write_note(filesystem, folder, note)
         self._say(f"{name_of(trial)} failed: {note.reason}")
         self._end(trial, "FAILED")
+        self._stop.running.discard(name_of(trial))
 
     def close(self) -> None:
         """Waits until MLflow has everything, for MLFLOW.PATIENCE seconds at most."""

@@ -51,6 +51,8 @@ class TrialSetting:
     """Read once, by the sweep."""
     root: Root
     resources: Resources
+    stop: ray.actor.ActorHandle
+    """The StopRequest of all trials."""
 
     def trial_config(self, params: Params) -> Config:
         """A trial's whole configuration, which train.py can take as it is."""
@@ -79,7 +81,7 @@ def run_trial(params: Params, setting: TrialSetting) -> None:
     # What an earlier start of the trial reported: the scheduler, which may be new, must know it too.
     for epoch in trial.history:
         tune.report(dict(epoch))
-    if trial.ended or is_complete(trial, config, setting.sweep):
+    if trial.ended or is_complete(trial, config, setting.sweep) or ray.get(setting.stop.is_requested.remote()):
         return
     write_note(filesystem, folder, replace(note, status="unfinished", reason=""))
     try:
@@ -109,6 +111,6 @@ def _train(config: Config, setting: TrialSetting, filesystem: fs.FileSystem, fol
     write_settings(config, filesystem, folder)
     # Ended by itself and not by Ray Tune, which kills: what was killed is cleaned up later, and not always.
     config = config.with_settings({"TRAIN.EPOCH": setting.sweep.epochs(config)})
-    job = make_job(config, data, setting.index_ref, setting.resources, start, weights)
+    job = make_job(config, data, setting.index_ref, setting.resources, start, weights, stop=setting.stop)
     log_start(job, setting.resources, source, RunLogHandler(filesystem, f"{folder}/{LOG_FILE}"))
     return build_trainer(job, setting.resources, [EpochReports()]).fit().return_value

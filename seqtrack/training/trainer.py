@@ -159,8 +159,12 @@ def make_job(
     weights: Weights,
     allow_changed: Collection[str] = (),
     mlflow_run_id: str | None = None,
+    stop: ray.actor.ActorHandle | None = None,
 ) -> Job:
-    """What the workers of a checked run are given. Raises DataError if no sequence can be drawn from."""
+    """What the workers of a checked run are given. Raises DataError if no sequence can be drawn from.
+
+    `stop`: the StopRequest of many runs; unset: one of its own.
+    """
     triplets = TripletSource.from_config(config, data.index, data.root)
     return Job(
         config,
@@ -169,10 +173,14 @@ def make_job(
         ray.put(weights) if weights else None,
         start,
         frozenset(allow_changed),
-        ray.remote(StopRequest).options(num_cpus=0).remote(),
+        stop or make_stop_request(),
         mlflow_run_id,
         code_revision(),
     )
+
+
+def make_stop_request() -> ray.actor.ActorHandle:
+    return ray.remote(StopRequest).options(num_cpus=0).remote()
 
 
 def run_tags(config: Config, fingerprint: str) -> dict[str, str]:

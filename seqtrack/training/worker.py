@@ -110,6 +110,9 @@ class StopRequest:
     async def wait(self) -> None:
         await self._requested.wait()
 
+    async def is_requested(self) -> bool:
+        return self._requested.is_set()
+
 
 def train_worker(settings: dict[str, Any]) -> Ended:
     """Trains to the end of the last epoch, or until the job is asked to stop. `settings["job"]` is the Job."""

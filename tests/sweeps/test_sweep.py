@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -130,6 +132,26 @@ def test_a_sweep_that_was_killed_goes_on_and_a_killed_trial_from_its_checkpoint(
     assert_same_bits(other, swept[1] / "trials" / other.name, LAST)
     assert (done / "train.log").read_text().count("Training vit_demo") == 1
     assert (other / "train.log").read_text().count("Training vit_demo") >= 2
+
+
+def test_a_sweep_that_is_asked_to_stop_has_its_trial_write_a_checkpoint(folder: Path, config: str) -> None:
+    """In the middle of its first epoch. The trial after it does not train; what is there goes on as after a kill."""
+    sweep = write_sweep(folder, parameters={"TRAIN.LR": {"grid": [0.001]}, "SEED": {"grid": [1, 2]}}, concurrency=1)
+    arguments = ["--sweep", sweep, "RUN.NAME=asked", "DATA.TRAIN.SAMPLE_PER_EPOCH=2000"]
+    arguments.append("TRAIN.CHECKPOINT_EVERY_STEPS=null")
+    first = folder / "runs/asked/trials" / f"{GOOD},SEED=1"
+    with subprocess.Popen(
+        [sys.executable, "ray_jobs/sweep.py", "--config", config, *arguments], cwd=REPOSITORY, text=True,
+        env=os.environ | {"RAY_ADDRESS": "local"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        wait_until(lambda: (first / "train.log").exists() and "Epoch 1 : 40 " in (first / "train.log").read_text())
+        process.terminate()
+        output, _ = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "Traceback" not in output and "Stopped. To go on: " in output
+    assert [path.name[:29] for path in first.glob("checkpoint_epoch_*")] == ["checkpoint_epoch_0000_step_00"]
+    assert not (first.with_name(f"{GOOD},SEED=2") / "train.log").exists()
+    assert json.loads((first / "trial.json").read_text())["status"] == "unfinished"
 
 
 def test_asha_stops_the_worse_trials_and_the_summary_says_where(
