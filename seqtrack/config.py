@@ -135,6 +135,11 @@ class TrainConfig(Section):
     """Arithmetic of forward and backward. Weights, optimizer and loss stay fp32."""
     DETERMINISTIC: bool = True
     """Deterministic kernels only: the same run gives the same bits. false is faster on a GPU."""
+    SLOTS: PositiveInt | None = None
+    """Divides each batch into so many parts, a power of two, that are computed one by one: 1, 2, 4 … SLOTS workers then
+    give the same bits, and a step needs the memory of a part. Unset: ordinary data-parallel training."""
+    THREADS: PositiveInt | None = None
+    """Threads of a worker on a CPU, whose kernels split sums by them. Unset: one with SLOTS, else one a CPU."""
     CHECKPOINT_EVERY_STEPS: PositiveInt | None = None
     """Checkpoints within an epoch, every so many steps, besides the one at each epoch's end."""
     KEEP_CHECKPOINTS: PositiveInt | None = None
@@ -391,6 +396,25 @@ class Config(Section):
                 f"{self.TRAIN.BATCH_SIZE}, the global batch; {lcm(*range(fewest, workers + 1))} would suit them all"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_slots(self) -> Self:
+        slots, workers, fewest = self.TRAIN.SLOTS, self.RUN.WORKERS, self.RUN.MIN_WORKERS or self.RUN.WORKERS
+        if slots is None:
+            return self
+        if slots.bit_count() != 1:
+            raise ValueError(f"TRAIN.SLOTS {slots} is not a power of two")
+        if self.TRAIN.BATCH_SIZE % slots:
+            raise ValueError(f"TRAIN.SLOTS {slots} does not divide TRAIN.BATCH_SIZE {self.TRAIN.BATCH_SIZE}")
+        if bad := [number for number in range(fewest, workers + 1) if slots % number]:
+            fitting = ", ".join(str(1 << power) for power in range(slots.bit_length()))
+            raise ValueError(f"RUN.WORKERS {bad[0]} does not divide TRAIN.SLOTS {slots}; these do: {fitting}")
+        return self
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of a worker on a CPU; None: what its process has."""
+        return self.TRAIN.THREADS or (None if self.TRAIN.SLOTS is None else 1)
 
     @property
     def steps_per_epoch(self) -> int:

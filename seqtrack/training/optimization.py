@@ -6,6 +6,7 @@ Nothing here knows about Ray; on one process this is the whole training step.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -65,8 +66,8 @@ def prepare_images(images: Tensor, brightness: Tensor, mean: Tensor, std: Tensor
     return ((scaled - mean) / std).movedim(-1, -3).contiguous()
 
 
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, config: Config) -> Tensor:
-    """Forward, loss, backward, clip, step. Returns (3,) loss, IoU and gradient norm before clipping, on the device.
+def backward(model: nn.Module, batch: Batch, config: Config) -> Tensor:
+    """Forward, loss, gradients. Returns (2,) loss and IoU of this batch, on the device.
 
     With several workers `model` is wrapped for data-parallel training, and loss and IoU are this worker's.
     """
@@ -75,15 +76,25 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch,
     template = prepare_images(batch.template, batch.brightness[:, :-1], mean, std)
     search = prepare_images(batch.search, batch.brightness[:, -1], mean, std)
     tokens = boxes_to_tokens(batch.boxes_xywh, bins, config.DATA.SEQ_FORMAT)
-
-    optimizer.zero_grad(set_to_none=True)
     with torch.autocast(search.device.type, torch.bfloat16, enabled=config.TRAIN.PRECISION == "bf16"):
         logits = model(template, search, decoder_input(tokens, bins))
     loss = sentence_loss(logits, tokens, bins) * config.TRAIN.CE_WEIGHT
     loss.backward()
+    return torch.stack((loss.detach(), sentence_iou(logits, tokens, bins)))
+
+
+Backward = Callable[[nn.Module, Batch, Config], Tensor]
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, config: Config, backward: Backward = backward
+) -> Tensor:
+    """Gradients, clip, step. Returns (3,) loss, IoU and gradient norm before clipping, on the device."""
+    optimizer.zero_grad(set_to_none=True)
+    measured = backward(model, batch, config)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.TRAIN.GRAD_CLIP_NORM)
     optimizer.step()
-    return torch.stack((loss.detach(), sentence_iou(logits, tokens, bins), grad_norm.detach()))
+    return torch.cat((measured, grad_norm.detach()[None]))
 
 
 def set_determinism(enabled: bool) -> None:

@@ -22,7 +22,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
-from torch import Tensor
+from torch import Tensor, nn
 
 from seqtrack.config import Config
 from seqtrack.data.stream import HostBatch, StreamPlan, StreamSource, check_batch, stream_batches
@@ -33,8 +33,9 @@ from seqtrack.training.checkpoint import (
     write_checkpoint,
 )
 from seqtrack.training.meters import EpochMeter, log_line, summary_line
-from seqtrack.training.optimization import Batch, set_determinism, train_step
+from seqtrack.training.optimization import Backward, Batch, backward, set_determinism, train_step
 from seqtrack.training.runlog import LOG_FILE, METRICS_FILE, MetricsFile, RunLogHandler
+from seqtrack.training.slots import SlotGradients, find_difference
 from seqtrack.training.state import (
     TrainState,
     changed_since,
@@ -61,7 +62,7 @@ class BrokenDataError(HopelessError):
 
 
 class DivergedError(HopelessError):
-    """A loss or gradient is not a finite number."""
+    """A loss or gradient is not a finite number, or workers have different weights."""
 
 
 @dataclass(frozen=True)
@@ -164,13 +165,15 @@ class _Worker:
         self.plan = StreamPlan.from_config(job.config, world_size)
         self.device = ray.train.torch.get_device()
         set_determinism(job.config.TRAIN.DETERMINISTIC)
+        if job.config.threads is not None:
+            torch.set_num_threads(job.config.threads)
         checkpoint = ray.train.get_checkpoint() or job.resume_from
         weights = ray.get(job.weights) if job.weights and not checkpoint else None
         self.resumed_from: dict[str, Any] | None = None
         """The checkpoint of another run that this one started from, and its step."""
         self.state = TrainState.fresh(job.config, rank, self.device, weights)
         self._restore(checkpoint)
-        self.model = ray.train.torch.prepare_model(self.state.model)
+        self.model, self.backward = self._prepare()
         self.agreement = Agreement(world_size)
         self.writing: Future[None] | None = None
         """The checkpoint that is being written beside the steps."""
@@ -202,7 +205,7 @@ class _Worker:
             waited += time.perf_counter()
             check_batch(batch, self.plan, self.rank, state.step)
             self.problems.extend(batch.problems)
-            self.unread.append(train_step(self.model, state.optimizer, self._to_device(batch), config))
+            self.unread.append(train_step(self.model, state.optimizer, self._to_device(batch), config, self.backward))
             state.step += 1
             self.interval_steps += 1
             stopping, preempted = self._notice()
@@ -226,6 +229,13 @@ class _Worker:
         self._await_writing()
         return Ended(state.history, state.step, stopped=state.step < config.total_steps)
 
+    def _prepare(self) -> tuple[nn.Module, Backward]:
+        """What a step calls: it makes the gradients the same on all workers."""
+        slots = self.config.TRAIN.SLOTS
+        if slots is None:
+            return ray.train.torch.prepare_model(self.state.model), backward
+        return self.state.model, SlotGradients(self.state, slots, self.rank, self.world_size)
+
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
             return
@@ -234,9 +244,13 @@ class _Worker:
             changed = changed_since(meta, self.config, self.job.dataset)
             check_allowed(changed, self.job.allow_changed, checkpoint.path)
             self.state.load(Path(directory), new_schedule=any(key.startswith("TRAIN.") for key in changed))
-            if not load_generators(Path(directory), self.rank):
+            if self.config.TRAIN.SLOTS is None and not load_generators(Path(directory), self.rank):
                 seed_generators(self.config.SEED, 1 + self.rank, self.state.step)
                 logger.warning("the checkpoint has no random generators for rank %d; it draws new ones", self.rank)
+        if meta["hardware"] != self._hardware():
+            logger.warning(
+                "The checkpoint was written on %s, this is %s: bits may differ", meta["hardware"], self._hardware()
+            )
         own_folder = ray.train.get_context().get_storage().experiment_fs_path
         own = Path(checkpoint.path).parent == Path(own_folder)
         self.resumed_from = meta["resumed_from"] if own else {"path": checkpoint.path, "step": self.state.step}
@@ -321,8 +335,17 @@ class _Worker:
             self.state.meter.add(loss, iou, grad_norm)
             self.state.metrics.append((loss, iou, grad_norm, learning_rate))
         self.unread.clear()
+        self._compare_weights()
         if problems.item():
             self._handle_broken_frames()
+
+    def _compare_weights(self) -> None:
+        """What a faulty memory or link has done to a worker must not reach a checkpoint."""
+        if self.world_size > 1 and (difference := find_difference(self.state.model, self.world_size)):
+            raise DivergedError(
+                f"step {self.state.step} : the workers' weights differ, which correct hardware does not do "
+                f"({difference}); the checkpoint before it is the last"
+            )
 
     def _handle_broken_frames(self) -> None:
         everyones: list[list[str]] = [self.problems]

@@ -52,14 +52,14 @@ def step_metrics(run: Path, checkpoint: str) -> torch.Tensor:
     return torch.load(run / checkpoint / "state.pt", weights_only=True)["metrics"]
 
 
-def assert_same_bits(run: Path, other: Path, checkpoint: str) -> None:
-    """Weights, optimizer, scheduler, averages and every step's metrics: all but times."""
+def assert_same_bits(run: Path, other: Path, checkpoint: str, generators: bool = True) -> None:
+    """Weights, optimizer, scheduler, averages, every step's metrics, each rank's generators: all but times."""
     ours, theirs = weights(run, checkpoint), weights(other, checkpoint)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
     assert torch.equal(step_metrics(run, checkpoint), step_metrics(other, checkpoint))
-    for path in (run / checkpoint).glob("*.pt"):  # state.pt and every rank's generators
+    for path in (run / checkpoint).glob("*.pt" if generators else "state.pt"):
         both = (torch.load(folder / checkpoint / path.name, weights_only=True) for folder in (run, other))
         assert_equal(next(both), next(both), path.name)
 
