@@ -11,6 +11,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
@@ -98,7 +99,8 @@ class GentleStop:
         threading.Thread(target=self._stop, args=(awaited,), daemon=True).start()
 
     def _stop(self, awaited: frozenset[str]) -> None:
-        ray.get(self.request.request.remote())
+        with suppress(ray.exceptions.RayError):  # the cluster is gone, and its trials
+            ray.get(self.request.request.remote())
         while awaited & self.running:
             time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGINT)
