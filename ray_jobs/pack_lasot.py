@@ -22,6 +22,7 @@ from seqtrack.data.packed import (
     check_done,
     check_frames_exist,
     is_packed,
+    open_index,
     pack_shard,
     plan_shards,
     write_index,
@@ -69,6 +70,7 @@ def pack(config: Config, target: str, allow_missing: bool) -> None:
         print(f"{len(index.names)} sequences, {index.num_frames} frames, {len(plan)} files")
         join_cluster()
         write_index(index, packed, plan, pack_shards(index, tree, packed, plan, allow_missing))
+    check_frames_exist(open_index(config.DATA, packed), packed)  # a folder of this machine is not another node's
     print(f"Ready: DATA.ROOT={target}")
 
 

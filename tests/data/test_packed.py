@@ -302,3 +302,17 @@ def test_the_program_says_what_it_could_not_pack_and_packs_the_rest(
     assert "kite/kite-1/img/00000001.jpg is cut off or empty" in shown.out
     shutil.copytree(tree / "coin/coin-1/img", tree / "coin/coin-2/img", dirs_exist_ok=True)
     assert job.main(command) == 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_program_is_not_ready_where_shards_are_on_another_machine(
+    lasot_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = [f"DATA.ROOT={lasot_root}", "DATA.SPLIT=all", "--to", str(tmp_path / "packed")]
+    assert job.main(command) == 0
+    (tmp_path / "packed/frames/kite-001.parquet").unlink()
+    capfd.readouterr()
+    assert job.main(command) == 2
+    shown = capfd.readouterr()
+    assert "1 of 4 shards are missing or cut off, the first: frames/kite-001.parquet" in shown.err
+    assert "Ready" not in shown.out

@@ -35,6 +35,7 @@ LAST = "checkpoint_epoch_0003"
     [
         ("checkpoint_epoch_0001", 1),
         ("2", 2),
+        ("checkpoint_epoch_0001_step_000030", 1),
         ("checkpoint_epoch_0001_step_000030", 2),
     ],
 )

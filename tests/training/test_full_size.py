@@ -15,18 +15,20 @@ from seqtrack.training.optimization import Batch, build_optimizer, train_step
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
+def has_bf16() -> bool:
+    """Whether the CPU has instructions for it: with AVX2 only, a matrix product took 157 times as long as in fp32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    ("name", "millions", "precision"),
-    [
-        ("demo", 1.3, "fp32"),
-        ("demo", 1.3, "bf16"),
-        ("seqtrack_b256", 90.6, "fp32"),
-        ("seqtrack_b256", 90.6, "bf16"),  # minutes on a CPU without instructions for it, so no larger model
-        ("seqtrack_b256_lasot_coin_kite", 90.6, "fp32"),
-        ("seqtrack_l384", 309.0, "fp32"),
-    ],
+    ("name", "millions"),
+    [("demo", 1.3), ("seqtrack_b256", 90.6), ("seqtrack_b256_lasot_coin_kite", 90.6), ("seqtrack_l384", 309.0)],
 )
 def test_a_config_builds_and_steps(name: str, millions: float, precision: str) -> None:
+    if precision == "bf16" and millions > 10 and not has_bf16():
+        pytest.skip("this CPU has no bf16 instructions; without them a step of this model takes many minutes")
     config = load_config(CONFIGS / f"{name}.yaml", [f"TRAIN.PRECISION={precision}"])
     generator = torch.Generator().manual_seed(0)
     size = config.DATA.SEARCH.SIZE

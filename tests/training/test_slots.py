@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing
+from torch import nn
 
 from seqtrack.config import ConfigError, parse_config
+from seqtrack.training import worker
+from seqtrack.training.optimization import Backward
 from tests.settings import make_tiny_settings
 from tests.training import slot_group
 from tests.training.runs import assert_same_bits, job, write_config
@@ -68,6 +71,35 @@ def test_it_is_the_mathematics_of_data_parallel_training(group: list[dict[str, A
 def test_workers_notice_a_single_bit(group: list[dict[str, Any]]) -> None:
     assert [group[rank]["equal"] for rank in range(2)] == ["", ""]
     assert "rank 0: " in group[0]["one bit"] and group[0]["one bit"] == group[1]["one bit"]
+
+
+def train_with_a_faulty_worker(settings: dict[str, Any]) -> worker.Ended:
+    """`train_worker`, but one bit of the second worker's weights is another one."""
+    prepare = worker._Worker._prepare
+
+    def prepare_and_break(self: worker._Worker) -> tuple[nn.Module, Backward]:
+        prepared = prepare(self)
+        if self.rank == 1:
+            list(self.state.model.parameters())[3].detach().view(torch.int32).view(-1)[-1] ^= 1
+        return prepared
+
+    worker._Worker._prepare = prepare_and_break  # type: ignore[method-assign]
+    try:
+        return worker.train_worker(settings)
+    finally:
+        worker._Worker._prepare = prepare  # type: ignore[method-assign]
+
+
+def test_a_run_whose_workers_differ_stops_before_its_next_checkpoint(
+    config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seqtrack.training.trainer.train_worker", train_with_a_faulty_worker)
+    assert job.main(["--config", config, "RUN.WORKERS=2", "RUN.NAME=faulty"]) == 1
+    run = Path(config).with_name("runs") / "faulty"
+    log = (run / "train.log").read_text()
+    assert "step 1 : the workers' weights differ" in log
+    assert log.count("Training vit_demo_patch16") == 1, "it was tried again"
+    assert not list(run.glob("checkpoint_epoch_*"))
 
 
 @pytest.mark.parametrize(
