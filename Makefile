@@ -2,28 +2,33 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CONFIG ?= configs/demo.yaml
-SWEEP ?= configs/sweeps/smoke.yaml
+CONFIG ?= demo
+SWEEP ?= smoke
 ARGS ?=
 
-.PHONY: train reproduce sweep test lint format mlflow lock clean
+.PHONY: train reproduce sweep test soak lint format mlflow lock clean
 .DELETE_ON_ERROR:
 
 ## train: set up if needed, then train the demo (CONFIG=…, ARGS="KEY=VALUE …")
 train: $(VENV)/installed
-	$(BIN)/python ray_jobs/train.py --config $(CONFIG) $(ARGS)
+	$(BIN)/seqtrack train --config $(CONFIG) $(ARGS)
 
 ## reproduce: train the demo twice, the second time from epoch 3 on, and compare bit for bit (CONFIG=…, ARGS=…)
 reproduce: $(VENV)/installed
-	$(BIN)/python ray_jobs/reproduce.py --config $(CONFIG) $(ARGS)
+	$(BIN)/seqtrack reproduce --config $(CONFIG) $(ARGS)
 
 ## sweep: train the demo with several learning rates and seeds (CONFIG=…, SWEEP=…, ARGS="KEY=VALUE …")
 sweep: $(VENV)/installed
-	$(BIN)/python ray_jobs/sweep.py --config $(CONFIG) --sweep $(SWEEP) $(ARGS)
+	$(BIN)/seqtrack sweep --config $(CONFIG) --sweep $(SWEEP) $(ARGS)
 
 ## test: set up if needed, then run the whole test suite (ARGS="-k stream")
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(ARGS)
+
+## soak: what `make test` leaves out: the slow tests, and a hundred kills of trainings (most of an hour)
+soak: $(VENV)/installed
+	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m benchmarks.kills --count 100
 
 ## lint: style and types
 lint: $(VENV)/installed

@@ -1,9 +1,9 @@
-"""What it costs the steps to ask whether to stop, and whether a node is about to go.
+"""Measures how much it slows training steps to ask whether to stop, and whether a node is about to go.
 
     python -m benchmarks.asking [--config configs/demo.yaml] [--steps 40] [--turns 6]
 
-On real Ray Train workers, one and two: stretches of training steps that ask as the loop does take turns with stretches
-that do not, so that a machine's other load falls on both; what counts is the ratio.
+It runs on real Ray Train workers, one and then two. Stretches of steps that ask as the training loop does take turns
+with stretches that do not, so that other load on the machine affects both. Only the ratio matters.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from benchmarks.checkpoint import made_up_batch
+from seqtrack.cluster.connect import join_cluster
 from seqtrack.config import load_config
-from seqtrack.training.optimization import train_step
+from seqtrack.training.coordination import Agreement
+from seqtrack.training.loop import SECONDS_BETWEEN_QUESTIONS
 from seqtrack.training.state import TrainState
-from seqtrack.training.trainer import join_cluster
-from seqtrack.training.worker import SECONDS_BETWEEN_QUESTIONS, Agreement
+from seqtrack.training.step import Objective, train_step
 
 QUESTIONS = 20
 
@@ -63,6 +64,7 @@ def measure(options: dict[str, Any]) -> dict[str, list[float]]:
     config = options["config"]
     context = ray.train.get_context()
     state = TrainState.fresh(config, context.get_world_rank(), torch.device("cpu"))
+    objective = Objective(config)
     model = ray.train.torch.prepare_model(state.model)
     batch = made_up_batch(config, config.TRAIN.BATCH_SIZE // context.get_world_size())
     agreement = Agreement(context.get_world_size())
@@ -71,7 +73,7 @@ def measure(options: dict[str, Any]) -> dict[str, list[float]]:
         kind = "asking" if turn % 2 else "without"
         for _ in range(options["steps"]):
             began = time.perf_counter()
-            train_step(model, state.optimizer, batch, config)
+            train_step(model, state.optimizer, batch, objective)
             if kind == "asking":
                 agreement.exchange(False, False)
             times[kind].append(time.perf_counter() - began)

@@ -1,9 +1,9 @@
-"""What writing checkpoints beside the steps costs them.
+"""Measures how much training steps slow down while a checkpoint is written in the background.
 
     python benchmarks/checkpoint.py [--config configs/demo.yaml] [--every 50] [--turns 4] [--batch 32]
 
-Stretches of EVERY steps with a checkpoint at their beginning (the state copied, then written by a thread) take turns
-with stretches without, so that a machine's other load falls on both; what counts is the ratio. The published B256 state
+Stretches of EVERY steps that begin with a checkpoint (the state is copied, then written by a thread) take turns with
+stretches without, so that other load on the machine affects both. Only the ratio matters. The published B256 state
 needs `--config configs/seqtrack_b256.yaml --batch 1 --every 12`, and some minutes on a CPU.
 """
 
@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 
 import torch
-from pyarrow import fs
 
 from seqtrack.config import Config, load_config
-from seqtrack.training.checkpoint import Contents, checkpoint_name, write_checkpoint
-from seqtrack.training.optimization import Batch, train_step
+from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, checkpoint_name, write_checkpoint
+from seqtrack.runs.folder import RunFolder
 from seqtrack.training.state import TrainState, generator_states
+from seqtrack.training.step import Batch, Objective, train_step
 
 
 def main() -> None:
@@ -34,8 +34,9 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(options.config)
     state = TrainState.fresh(config, 0, torch.device("cpu"))
+    objective = Objective(config)
     batch = made_up_batch(config, options.batch or config.TRAIN.BATCH_SIZE)
-    train_step(state.model, state.optimizer, batch, config)  # the optimizer's state is made in the first step
+    train_step(state.model, state.optimizer, batch, objective)  # the optimizer's state is made in the first step
 
     times: dict[bool, list[float]] = {True: [], False: []}
     copies, writes = [], []
@@ -45,7 +46,7 @@ def main() -> None:
             thread = None
             for step in range(options.every):
                 began = time.perf_counter()
-                train_step(state.model, state.optimizer, batch, config)
+                train_step(state.model, state.optimizer, batch, objective)
                 if writing and step == 0:
                     copied = time.perf_counter()
                     contents = Contents(*state.snapshot(), [generator_states()], state.meta(config))
@@ -53,7 +54,7 @@ def main() -> None:
 
                     def write(contents: Contents = contents, name: str = checkpoint_name(turn, 0)) -> None:
                         wrote = time.perf_counter()
-                        write_checkpoint(contents, fs.LocalFileSystem(), f"{folder}/{name}")
+                        write_checkpoint(contents, StoredCheckpoint(RunFolder.at(folder), name))
                         writes.append(time.perf_counter() - wrote)
 
                     thread = threading.Thread(target=write)

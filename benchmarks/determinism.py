@@ -1,8 +1,8 @@
-"""What deterministic kernels cost, on this machine's device.
+"""Measures how much deterministic kernels slow training steps on this machine's device.
 
     python benchmarks/determinism.py [--config configs/demo.yaml] [--batch 32] [--steps 40] [--turns 5]
 
-Stretches of steps with TRAIN.DETERMINISTIC on and off take turns; what counts is the ratio.
+Stretches of steps with TRAIN.DETERMINISTIC on and off take turns. Only the ratio matters.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.checkpoint import made_up_batch
 from seqtrack.config import load_config
-from seqtrack.training.optimization import Batch, set_determinism, train_step
 from seqtrack.training.state import TrainState
+from seqtrack.training.step import Batch, Objective, set_determinism, train_step
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
     config = load_config(options.config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     state = TrainState.fresh(config, 0, device)
+    objective = Objective(config).to(device)
     batch = Batch(*(part.to(device) for part in made_up_batch(config, options.batch or config.TRAIN.BATCH_SIZE)))
     times: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(2 * options.turns):
@@ -36,7 +37,7 @@ def main() -> None:
         set_determinism(enabled)
         for step in range(options.steps):
             began = time.perf_counter()
-            train_step(state.model, state.optimizer, batch, config).tolist()  # waits for the device
+            train_step(state.model, state.optimizer, batch, objective).tolist()  # waits for the device
             if step > 1:
                 times[enabled].append(time.perf_counter() - began)
     on, off = statistics.median(times[True]), statistics.median(times[False])

@@ -16,12 +16,10 @@ import subprocess
 import sys
 import tempfile
 from multiprocessing.connection import Connection
-from pathlib import Path
 
-from pyarrow import fs
-
-from seqtrack.training.runlog import METRICS_FILE, read_metrics
-from tests.tracking.hub_server import TOKEN, HubServer
+from seqtrack.runs.folder import RunFolder
+from seqtrack.runs.log import read_metrics
+from tests.integrations.hub_server import TOKEN, HubServer
 
 
 def main() -> None:
@@ -43,7 +41,7 @@ def main() -> None:
             command += [f"RUN.STORAGE_PATH={folder}", f"TRAIN.EPOCH={options.epochs}"]
             command += ["TRAIN.CHECKPOINT_EVERY_STEPS=25"] + ([f"HUB.REPO_ID=me/turn{turn}"] if with_hub else [])
             subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-            records = read_metrics(fs.LocalFileSystem(), str(Path(folder) / f"turn{turn}" / METRICS_FILE))
+            records = read_metrics(RunFolder.at(f"{folder}/turn{turn}"))
             rates[with_hub] += [1 / record["perf/step_seconds"] for record in records]
             print(f"turn {turn}, {'with' if with_hub else 'without'}: {len(records)} intervals", flush=True)
     for name, of in (("median", statistics.median), ("mean", statistics.mean)):

@@ -1,4 +1,4 @@
-"""Time and memory of the index of the whole benchmark: 1,400 sequences of 2,500 frames.
+"""Measures time and memory for building the index of the whole benchmark: 1,400 sequences of 2,500 frames.
 
 python benchmarks/index.py
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from seqtrack.config import Config
-from seqtrack.data.lasot import build_index
+from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.storage import open_root
 
 CLASSES, SEQUENCES, FRAMES = 70, 20, 2500

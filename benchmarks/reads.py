@@ -1,10 +1,10 @@
-"""Frames from a tree and from a packed one, on a disk and from an object store, one at a time and many.
+"""Measures how fast frames are read: packed and not, from a disk and an object store, one at a time and in parallel.
 
     python benchmarks/reads.py
 
-The object store is a server on this machine that speaks S3; each answer waits, as a real store's first byte does. The
-frames are small, because this server reads a whole object to answer with a part. Needs what tests need. What counts are
-the ratios.
+The object store is a server on this machine that speaks S3. It delays each answer, like a real store. The frames are
+small, because this server reads a whole object to answer with a part of it. The packages for tests must be installed.
+Only the ratios matter.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import numpy as np
 from pyarrow import fs
 
 from seqtrack.config import DataConfig, SyntheticConfig
-from seqtrack.data.lasot import FrameIndex, build_index
-from seqtrack.data.packed import open_index, pack_shard, plan_shards, write_index
+from seqtrack.data.datasets.index import FrameIndex
+from seqtrack.data.datasets.lasot import build_index
+from seqtrack.data.datasets.synthetic import write_synthetic
+from seqtrack.data.open import open_index
+from seqtrack.data.packed import pack_shard, plan_shards, write_index
 from seqtrack.data.storage import READS_AT_ONCE, Root, SpanReader, open_root, read_bytes
-from seqtrack.data.synthetic import write_synthetic
 from seqtrack.locations import child
 from tests.object_stores import s3_bucket
 
@@ -69,7 +71,7 @@ def main() -> None:
 
 
 def reader_of(index: FrameIndex, root: Root) -> Callable[[int], bytes]:
-    """Reads a frame by its place among all."""
+    """Returns a function that reads a frame by its number among all frames of the index."""
     spans = SpanReader(root)
 
     def read(place: int) -> bytes:

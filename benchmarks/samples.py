@@ -1,9 +1,9 @@
-"""How fast one process makes samples from 1280×720 frames, with and without decoding by region.
+"""Measures how fast one process makes samples from 1280×720 frames, with and without decoding by region.
 
     python benchmarks/samples.py
 
-The frames are made up. The two ways take turns, so that a machine's other load falls on both; what counts is their
-ratio.
+The frames are made up. The two ways take turns, so that other load on the machine affects both. Only their ratio
+matters.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 from seqtrack.config import Config, SyntheticConfig
-from seqtrack.data.frames import FrameDecoder
-from seqtrack.data.lasot import build_index
+from seqtrack.data.datasets.lasot import build_index
+from seqtrack.data.datasets.synthetic import write_synthetic
+from seqtrack.data.decoding import FrameDecoder
 from seqtrack.data.storage import open_root
-from seqtrack.data.synthetic import write_synthetic
 from seqtrack.data.triplets import TripletSource
 
 ROUNDS, SAMPLES = 7, 60

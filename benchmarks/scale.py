@@ -1,11 +1,11 @@
-"""How many CPU cores the data pipeline needs for each GPU, so that no GPU waits.
+"""Estimates how many CPU cores the data pipeline needs for each GPU, so that no GPU waits.
 
     python benchmarks/scale.py [--tflops 125] [--root /data/lasot --split all]
 
-Measured here: seconds that a sample takes on one core, and what Ray Data adds to a block. A GPU's step is measured
-where there is one; elsewhere what it computes is counted, and `--tflops` says how fast. From these a simulation of the
-pipeline finds the number of cores with which GPUs wait for less than a hundredth of the time; it says `coordinator`
-where no number is enough, because the one process that deals out the blocks is too slow.
+It measures how long a sample takes on one core, and how much time Ray Data adds to a block. If there is a GPU, it
+measures a training step; if not, it counts the step's operations, and `--tflops` says how many a GPU computes. From
+these, a simulation of the pipeline finds the number of cores with which GPUs wait for less than a hundredth of the
+time. It prints `coordinator` if no number is enough, because the one process that deals out the blocks is too slow.
 """
 
 from __future__ import annotations
@@ -29,37 +29,38 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.checkpoint import made_up_batch
 from seqtrack.config import Config, SyntheticConfig, load_config
+from seqtrack.data.batches import StreamPlan
 from seqtrack.data.crops import Sample
-from seqtrack.data.packed import open_index
+from seqtrack.data.datasets.synthetic import write_synthetic
+from seqtrack.data.open import open_index
 from seqtrack.data.storage import open_root
-from seqtrack.data.stream import Placement, StreamPlan, StreamSource, stream_batches
-from seqtrack.data.synthetic import write_synthetic
+from seqtrack.data.stream import Placement, StreamSource, stream_batches
 from seqtrack.data.triplets import TripletSource
 from seqtrack.model.seqtrack import build_model
-from seqtrack.training.optimization import Batch, set_determinism, train_step
 from seqtrack.training.state import TrainState
+from seqtrack.training.step import Batch, Objective, set_determinism, train_step
 
 SHARES = {"b256": 16, "b384": 8, "l256": 8, "l384": 8}
-"""Recipe -> samples a GPU and step, as published."""
+"""Recipe -> samples per GPU and step, as published."""
 GPUS = (1, 8, 64)
 WARM_UP, SAMPLES = 100, 1000
 BOX_TOKENS = 4
 GROUPS_AHEAD = 4
-"""Blocks of each worker that lie ready or are being made; Ray Data keeps more where memory allows."""
+"""Blocks of each worker that are ready or being made. Ray Data keeps more if memory allows."""
 MAY_WAIT = 0.01
 MOST_CORES = 64
-"""For each GPU."""
+"""Most cores per GPU that are tried."""
 
 
 class Costs(NamedTuple):
-    """Of one core, in seconds."""
+    """Times of one core, in seconds."""
 
     samples: NDArray[np.float64]
-    """Of each sample that was measured."""
+    """Time of each measured sample."""
     block: float
-    """What Ray Data adds to each block."""
+    """Time that Ray Data adds to each block."""
     coordinator: float
-    """What Ray Data's one coordinator of all workers does for each block."""
+    """Time that Ray Data's coordinator, one for all workers, spends on each block."""
 
 
 def main() -> None:
@@ -112,7 +113,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class ReadySamples:
-    """Stands where a TripletSource does, and takes no time."""
+    """Replaces a TripletSource and takes no time."""
 
     made: Sample
 
@@ -138,7 +139,7 @@ def measure_costs(config: Config) -> Costs:
 
 
 def measure_stream(made: Sample, plan: StreamPlan, placement: Placement, blocks: int) -> tuple[float, float]:
-    """Seconds of a block of ready samples, and CPU seconds of the coordinator for it."""
+    """Seconds for a block of ready samples, and CPU seconds that the coordinator spends on it."""
     source = StreamSource(ray.put(None), lambda _: cast(TripletSource, ReadySamples(made)), placement)
     steps = blocks * plan.steps_per_block
     arrivals: list[float] = []
@@ -160,7 +161,7 @@ def coordinator_seconds() -> float:
 
 
 def count_flops(config: Config) -> float:
-    """Of one sample's forward and backward."""
+    """Floating-point operations of forward and backward for one sample."""
     search, template = config.DATA.SEARCH, config.DATA.TEMPLATE
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = build_model(config).train()
@@ -174,17 +175,18 @@ def count_flops(config: Config) -> float:
 
 
 def measure_step(config: Config, share: int) -> float | None:
-    """Seconds of a step on this machine's GPU, or None."""
+    """Seconds of a step on this machine's GPU, or None if it has none."""
     if not torch.cuda.is_available():
         return None
     set_determinism(config.TRAIN.DETERMINISTIC)
     device = torch.device("cuda")
     state = TrainState.fresh(config, 0, device)
+    objective = Objective(config).to(device)
     batch = Batch(*(part.to(device) for part in made_up_batch(config, share)))
     times = []
     for _ in range(30):
         began = time.perf_counter()
-        train_step(state.model, state.optimizer, batch, config).tolist()
+        train_step(state.model, state.optimizer, batch, objective).tolist()
         times.append(time.perf_counter() - began)
     return statistics.median(times[10:])
 
@@ -192,7 +194,7 @@ def measure_step(config: Config, share: int) -> float | None:
 def find_cores(config: Config, share: int, gpus: int, costs: Costs, step_seconds: float) -> int | None:
     """The smallest number of cores for all GPUs together with which they wait for less than MAY_WAIT.
 
-    None where no number is enough, because the coordinator cannot keep up.
+    None if no number is enough, because the coordinator cannot keep up.
     """
     plan = StreamPlan.from_config(config.with_settings({"TRAIN.BATCH_SIZE": share * gpus}), gpus)
     low, high = 0, 1
@@ -210,14 +212,14 @@ def find_cores(config: Config, share: int, gpus: int, costs: Costs, step_seconds
 
 
 def waited(plan: StreamPlan, share: int, costs: Costs, step_seconds: float, cores: int) -> float:
-    """Part of the time that GPUs wait, over 200 blocks of each, after the first 20.
+    """Fraction of the time that GPUs wait, over 200 blocks of each worker, after the first 20.
 
-    The coordinator begins blocks in their order, each on whichever core is free, and has no more than GROUPS_AHEAD of
-    each worker ahead of the step. All workers step together, so a step begins when the last of them has its block.
+    The coordinator begins blocks in order, each on whichever core is free, and at most GROUPS_AHEAD blocks of each
+    worker ahead of the current step. All workers step together, so a step begins when the last of them has its block.
     """
     random = np.random.default_rng(0)
     free = [0.0] * cores
-    begins: list[float] = []  # of each group of blocks, one a worker: when it is trained on
+    begins: list[float] = []  # when training on each group of blocks (one per worker) begins
     done = coordinator = 0.0
     waits: list[float] = []
     for group in range(220):

@@ -1,8 +1,8 @@
-"""What TRAIN.SLOTS costs: a step by the number of slots, and the tree of sums against DistributedDataParallel's.
+"""Measures what TRAIN.SLOTS costs: steps with several numbers of slots, and its sum against DistributedDataParallel's.
 
     python -m benchmarks.slots [--config configs/demo.yaml] [--batch 32] [--elements 90000000]
 
-Every way takes turns with the others, so that a machine's other load falls on all; what counts are the ratios.
+All ways take turns, so that other load on the machine affects all of them. Only the ratios matter.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.checkpoint import made_up_batch
 from seqtrack.config import load_config
-from seqtrack.training.optimization import Batch, backward, set_determinism, train_step
 from seqtrack.training.slots import SlotGradients, tree_sum
 from seqtrack.training.state import TrainState
+from seqtrack.training.step import Batch, Objective, backward, set_determinism, train_step
 
 
 def main() -> None:
@@ -40,12 +40,13 @@ def main() -> None:
 
 
 def measure_steps(options: argparse.Namespace) -> None:
-    """Prints the step of one worker with each number of slots."""
+    """Prints the time of one worker's step for each number of slots."""
     torch.set_num_threads(1)
     set_determinism(True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = load_config(options.config, [f"TRAIN.BATCH_SIZE={options.batch}"])
     state = TrainState.fresh(config, 0, device)
+    objective = Objective(config).to(device)
     state.model.train()
     batch = Batch(*(part.to(device) for part in made_up_batch(config, options.batch)))
     ways = {"no slots": backward} | {f"SLOTS={slots}": SlotGradients(state, slots, 0, 1) for slots in (1, 2, 4, 8)}
@@ -53,7 +54,7 @@ def measure_steps(options: argparse.Namespace) -> None:
     for _ in range(options.steps):
         for name, way in ways.items():
             began = time.perf_counter()
-            train_step(state.model, state.optimizer, batch, config, way).tolist()  # waits for the device
+            train_step(state.model, state.optimizer, batch, objective, way).tolist()  # waits for the device
             times[name].append(time.perf_counter() - began)
     medians = {name: statistics.median(values[2:]) for name, values in times.items()}
     print(f"One worker ({torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU, 1 thread'}):")
@@ -62,10 +63,10 @@ def measure_steps(options: argparse.Namespace) -> None:
 
 
 def measure_reduction(rank: int, workers: int, folder: str, options: argparse.Namespace) -> None:
-    """Prints how long workers take to add a gradient that they have already."""
+    """Prints how long workers take to sum gradients that are already computed."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", workers), rank=rank, world_size=workers)
-    # In layers, as DDP's buckets are filled from them.
+    # Divided as into layers, because DDP fills its buckets layer by layer.
     parameters = nn.ParameterList(torch.zeros(options.elements // 100) for _ in range(100))
     ddp = DistributedDataParallel(_Sum(parameters))
     gradient = torch.full((options.elements,), float(rank))
@@ -90,7 +91,7 @@ def measure_reduction(rank: int, workers: int, folder: str, options: argparse.Na
 
 
 class _Sum(nn.Module):
-    """Its backward takes next to no time, so that a step of it is the reduction of its gradients."""
+    """A module whose backward takes almost no time, so that the reduction of its gradients is all that is measured."""
 
     def __init__(self, parameters: nn.ParameterList) -> None:
         super().__init__()

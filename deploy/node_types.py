@@ -1,10 +1,10 @@
-"""Tells a running cluster what it may grow to.
+"""Tells Ray how large a running cluster may grow.
 
 python node_types.py CONFIG     a launcher's file, or a RayCluster as `kubectl get raycluster NAME -o yaml` writes it
 
-Runs on the head, with the cluster's token; - is standard input. Jobs ask Ray before they start, but the autoscalers of
-Ray 2.60 do not tell it: a job on an idle cluster finds a head without CPUs and GPUs, and is refused. A head that starts
-again has to be told again.
+Run it on the head, with the cluster's token; `-` reads standard input. Before it starts, a job asks Ray how large the
+cluster may become, but the autoscalers of Ray 2.60 do not tell Ray. On an idle cluster, a job would find only a head
+without CPUs and GPUs, and would be refused. Run it again after a restart of the head.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(path: str) -> None:
 
 
 def node_groups(config: dict[str, Any]) -> ClusterConfig:
-    """The node types in the form in which Ray looks them up."""
+    """The node types in the form that Ray expects."""
     return ClusterConfig(
         node_group_configs=[
             NodeGroupConfig(

@@ -1,8 +1,8 @@
-"""AWS nodes for Ray's autoscaler that are spot where AWS has spot capacity, and on demand where it has not.
+"""Starts AWS nodes for Ray's autoscaler: spot nodes if AWS has spot capacity, else on-demand nodes.
 
-Ray 2.60 asks again and again for a node type that AWS has just refused, whatever other types there are: autoscaler v2
-lowers the rank of a type only when an instance that AWS did start never joins. So a type for spot and another one for
-on-demand nodes are no fallback. This asks AWS a second time instead, before Ray hears of a failure.
+Ray 2.60 keeps asking for a node type that AWS has just refused, even if there are other types: autoscaler v2 lowers the
+rank of a type only when an instance that AWS did start never joins. So one node type for spot and another one for
+on-demand nodes do not work as a fallback. This provider asks AWS a second time instead, before Ray sees a failure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ray.autoscaler.node_launch_exception import NodeLaunchException
 logger = logging.getLogger(__name__)
 
 NO_SPOT = ("InsufficientInstanceCapacity", "MaxSpotInstanceCountExceeded", "SpotMaxPriceTooLow")
-"""What AWS answers where it has no spot capacity, in any of the subnets, or the account may have no more of it."""
+"""Errors of AWS when it has no spot capacity in any of the subnets, or when the account may have no more of it."""
 
 
 class SpotFirst(AWSNodeProvider):

@@ -14,7 +14,7 @@ from seqtrack import boxes
 
 SeqFormat = Literal["xywh", "whxy", "corner"]
 SENTENCE_LENGTH = 5
-"""Decoder positions: START and the four coordinates in, the four coordinates and END out."""
+"""Decoder positions. The input is START and four coordinates, the output is the four coordinates and END."""
 
 
 def vocabulary_size(bins: int) -> int:

@@ -13,9 +13,9 @@ import pytest
 import ray
 import torch
 
+from seqtrack.cluster.connect import forget_dead_cluster
 from seqtrack.config import Config, SyntheticConfig, parse_config
-from seqtrack.data.synthetic import write_synthetic
-from seqtrack.training.trainer import forget_dead_cluster
+from seqtrack.data.datasets.synthetic import write_synthetic
 from tests.settings import make_tiny_settings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -26,7 +26,7 @@ def cluster() -> Iterator[None]:
     """A real Ray cluster of four (logical) CPUs on this machine, shared by all tests."""
     forget_dead_cluster()
     os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}  # of the tests' own S3 server
-    ray.init("local", num_cpus=4, log_to_driver=False, include_dashboard=True)
+    ray.init("local", num_cpus=4, log_to_driver=False, include_dashboard=False)
     yield
     ray.shutdown()
 

@@ -1,1 +1,1 @@
-"""From LaSOT folders to batches: index, draws, crops, stream."""
+"""From LaSOT folders to batches: frame index, random draws, crops, and the stream."""

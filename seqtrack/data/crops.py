@@ -2,7 +2,7 @@
 
 Boxes are NumPy float32 `xywh` in pixels. Coordinates are computed in float32 in the published order of operations, so
 that they agree with the published implementation to the last bits. Pixels stay uint8; brightness and normalisation
-happen on the training device (`seqtrack.training.optimization.prepare_images`).
+happen on the training device (`seqtrack.model.images.prepare_images`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.config import DataConfig, SearchConfig
-from seqtrack.data.frames import Frame, Image
+from seqtrack.data.decoding import Frame, Image
 from seqtrack.data.sampling import Draws
 
 Box = NDArray[np.float32]
@@ -65,7 +65,7 @@ def crop_region(box_xywh: Box, factor: float) -> Region:
 def crop_image(frame: Frame, region: Region, size: int, mirrored: bool = False, grayscale: bool = False) -> Image:
     """Cuts the region out, black outside the frame, and resizes it to (size, size, 3).
 
-    `mirrored`: the region is one of the frame's mirror image. Where the region passes the right or bottom edge, the
+    `mirrored`: the region lies in the frame's mirror image. If the region passes the right or bottom edge, the
     frame's last column or row is black too: the published implementation pads one pixel more than is missing there.
     """
     left, top, side = region
@@ -99,10 +99,10 @@ def box_in_crop(box_xywh: Box, crop_box_xywh: Box, region: Region, size: int) ->
 def cut_sample(
     draws: Draws, boxes_xywh: Box, open_frame: Callable[[int], Frame], settings: DataConfig
 ) -> Sample | None:
-    """Makes the sample that `draws` describes, or None where a crop would be smaller than a pixel.
+    """Makes the sample that `draws` describes, or None if a crop would be smaller than a pixel.
 
-    `boxes_xywh`: (F, 4) of the drawn sequence. `open_frame(number)` gives frame `number`, from 0; what it and the frame
-    raise goes through.
+    `boxes_xywh`: (F, 4) boxes of the drawn sequence. `open_frame(number)` opens frame `number`, from 0; its errors and
+    those of the frame are passed on.
     """
     frames = len(draws.frames)
     sections: list[SearchConfig] = [settings.TEMPLATE] * (frames - 1) + [settings.SEARCH]

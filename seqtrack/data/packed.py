@@ -1,9 +1,9 @@
-"""A tree packed into some hundred Parquet files: what shared file systems and object stores like better than millions.
+"""Packed trees: some hundred Parquet files instead of millions of frames, for shared file systems and object stores.
 
 `root/index.parquet` is the FrameIndex, which also says where each frame's bytes are in `root/frames/`, the shards. A
 shard `<class>-000.parquet` has a row per frame: `sequence`, `frame` (from 1, as files are numbered), `size` and `jpeg`,
-the file as it was. Any Parquet reader takes it; but as the column `jpeg` is written without compression or encoding, in
-one page a row group, a frame lies in one piece and is read as one range.
+the unchanged file. Any Parquet reader can read it. The column `jpeg` is written without compression or encoding, in one
+page per row group, so the bytes of a frame lie in one piece and can be read as one range.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from seqtrack.config import DataConfig
-from seqtrack.data.frames import is_cut_off
-from seqtrack.data.lasot import MISSING, FrameIndex, build_index, select_sequences
+from seqtrack.data.datasets.index import MISSING, FrameIndex
+from seqtrack.data.datasets.lasot import select_sequences
+from seqtrack.data.decoding import is_cut_off
 from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, read_bytes
 
 FORMAT = 1
 INDEX = "index.parquet"
 FOLDER = "frames"
 FRAMES_PER_SHARD = 12_000
-"""About a gigabyte of LaSOT. No sequence is divided, so a shard may have more."""
+"""Frames after which a shard is full: about a gigabyte of LaSOT. No sequence is divided, so a shard may have more."""
 ROW_GROUP_BYTES = 64 << 20
 LENGTH_BYTES = 4
-"""What Parquet writes before each value of a binary column."""
+"""Size of the length that Parquet writes before each value of a binary column."""
 SCHEMA = pa.schema(
     [
         pa.field(name, kind, nullable=False)
@@ -47,31 +48,14 @@ SCHEMA = pa.schema(
 
 
 class PackedShard(NamedTuple):
-    """What became of the sequences of a shard, one after another."""
+    """Where the frames of a shard are: those of all its sequences, one sequence after another."""
 
     starts: NDArray[np.int64]
     """(F,) where each frame begins in the shard."""
     sizes: NDArray[np.int32]
-    """(F,) its bytes, or MISSING."""
+    """(F,) size of each frame in bytes, or MISSING."""
     cut_off: list[str]
-    """Frames that were not whole in the tree; packed as they were."""
-
-
-def open_index(settings: DataConfig, root: Root) -> FrameIndex:
-    """The annotations of all sequences of SPLIT and CLASSES, of a tree or of a packed one. Raises DataError."""
-    if not is_packed(root):
-        if root.filesystem.get_file_info(f"{root.path}/{FOLDER}").type == fs.FileType.Directory:
-            raise DataError(f"{root.path}: has {FOLDER} but no {INDEX}: ray_jobs/pack_lasot.py has not finished there")
-        return build_index(settings, root)
-    table = read_packed_index(root)
-    classes, names = table["class"].to_pylist(), table["sequence"].to_pylist()
-
-    def find(wanted: Collection[str]) -> list[str]:
-        return [name for name, its_class in zip(names, classes, strict=True) if not wanted or its_class in wanted]
-
-    rows = {name: row for row, name in enumerate(names)}
-    selected = [rows[name] for name in select_sequences(settings, root, find)]
-    return FrameIndex(table.take(selected).combine_chunks())
+    """Paths of frames that are cut off in the tree. They are packed as they are."""
 
 
 def is_packed(root: Root) -> bool:
@@ -89,29 +73,35 @@ def read_packed_index(root: Root) -> pa.Table:
     return table
 
 
-def check_frames_exist(index: FrameIndex, root: Root) -> None:
-    """Raises DataError if a sequence has annotations but no folder of frames, or a shard is missing or cut off."""
-    if index.packed:
-        paths = sorted(set(index.shards))
-        ends = dict.fromkeys(paths, 0)
-        for row, path in enumerate(index.shards):
-            ends[path] = max(ends[path], index.end_in_shard(row))
-        infos = root.filesystem.get_file_info([f"{root.path}/{path}" for path in paths])
-        wrong = [path for path, info in zip(paths, infos, strict=True) if (info.size or 0) < ends[path]]
-        if wrong:
-            raise DataError(f"{root.path}: {len(wrong)} of {len(paths)} shards are missing or cut off, {_first(wrong)}")
-        return
-    folders = [Path(index.frame_path(row, 0)).parent.as_posix() for row in range(len(index.names))]
-    infos = root.filesystem.get_file_info([f"{root.path}/{folder}" for folder in folders])
-    missing = [folder for folder, info in zip(folders, infos, strict=True) if info.type != fs.FileType.Directory]
-    if missing:
-        raise DataError(f"{root.path}: {len(missing)} of {len(folders)} sequences have no frames, {_first(missing)}")
+def select_packed(settings: DataConfig, root: Root) -> FrameIndex:
+    """The annotations of the sequences of SPLIT and CLASSES in a packed tree. Raises DataError."""
+    table = read_packed_index(root)
+    classes, names = table["class"].to_pylist(), table["sequence"].to_pylist()
+
+    def find(wanted: Collection[str]) -> list[str]:
+        return [name for name, its_class in zip(names, classes, strict=True) if not wanted or its_class in wanted]
+
+    rows = {name: row for row, name in enumerate(names)}
+    selected = [rows[name] for name in select_sequences(settings, root, find)]
+    return FrameIndex(table.take(selected).combine_chunks())
+
+
+def check_shards_exist(index: FrameIndex, root: Root) -> None:
+    """Raises DataError if a shard is missing or cut off."""
+    paths = sorted(set(index.shards))
+    ends = dict.fromkeys(paths, 0)
+    for row, path in enumerate(index.shards):
+        ends[path] = max(ends[path], index.end_in_shard(row))
+    infos = root.filesystem.get_file_info([f"{root.path}/{path}" for path in paths])
+    wrong = [path for path, info in zip(paths, infos, strict=True) if (info.size or 0) < ends[path]]
+    if wrong:
+        raise DataError(f"{root.path}: {len(wrong)} of {len(paths)} shards are missing or cut off, {first_of(wrong)}")
 
 
 def plan_shards(index: FrameIndex) -> dict[str, list[int]]:
-    """Path of each shard below the root -> its rows of the index. The same index, the same plan."""
+    """Path of each shard below the root -> its rows of the index. The same index always gives the same plan."""
     plan: dict[str, list[int]] = {}
-    counts: dict[str, int] = {}  # shards by class
+    counts: dict[str, int] = {}  # class -> number of its newest shard
     shard: list[int] = []
     for row, name in enumerate(index.classes):
         full = sum(int(index.lengths[before]) for before in shard) >= FRAMES_PER_SHARD
@@ -125,9 +115,9 @@ def plan_shards(index: FrameIndex) -> dict[str, list[int]]:
 def pack_shard(
     index: FrameIndex, tree: Root, target: Root, path: str, rows: Sequence[int], allow_missing: bool = False
 ) -> PackedShard:
-    """Writes a shard, which appears when it has been read back and compared; one that is there is kept.
+    """Writes a shard, which appears only after it was read back and compared. An existing shard is kept.
 
-    Raises DataError, naming frames that are missing unless that is allowed, and what cannot be read or written.
+    Raises DataError naming the frames that are missing (unless allowed), or the file that cannot be read or written.
     """
     name = f"{target.path}/{path}"
     filesystem = target.filesystem
@@ -158,7 +148,7 @@ def check_done(index: FrameIndex, target: Root) -> bool:
 
 
 def write_index(index: FrameIndex, target: Root, plan: dict[str, list[int]], shards: Sequence[PackedShard]) -> None:
-    """Makes the packed tree ready: the last thing that is written. Raises OSError."""
+    """Writes `index.parquet`, the last file, which makes the packed tree complete. Raises OSError."""
     paths = [path for path, rows in plan.items() for _ in rows]
     offsets = index.table["visible"].chunk(0).offsets
     table = index.table
@@ -177,7 +167,7 @@ def write_index(index: FrameIndex, target: Root, plan: dict[str, list[int]], sha
 def _write_shard(
     index: FrameIndex, tree: Root, filesystem: fs.FileSystem, name: str, rows: Sequence[int], allow_missing: bool
 ) -> list[str]:
-    """Writes the frames of these rows. Returns which were cut off in the tree. Raises DataError, OSError."""
+    """Writes the frames of these rows. Returns paths of frames that are cut off. Raises DataError, OSError."""
     cut_off: list[str] = []
     missing: list[str] = []
     with (
@@ -189,7 +179,7 @@ def _write_shard(
             use_dictionary=False,
             write_statistics=False,
             write_page_checksum=True,
-            # One page a row group.
+            # One page per row group.
             data_page_size=2 * ROW_GROUP_BYTES,
             max_rows_per_page=ROW_GROUP_BYTES,
         ) as writer,
@@ -219,7 +209,7 @@ def _write_shard(
         frames = int(index.lengths[list(rows)].sum())
         raise DataError(
             f"{tree.path}: {len(missing)} of {frames} frames of {index.classes[rows[0]]} are missing, "
-            f"{_first(missing)} (--allow-missing packs the rest)"
+            f"{first_of(missing)} (--allow-missing packs the rest)"
         )
     return cut_off
 
@@ -227,7 +217,7 @@ def _write_shard(
 def _read_frames(
     index: FrameIndex, tree: Root, rows: Sequence[int], pool: ThreadPoolExecutor
 ) -> Iterator[tuple[str, str, int, bytes | None]]:
-    """Path, sequence, number and bytes of each frame in order, many read at a time; None for what is missing."""
+    """Path, sequence, number and bytes of each frame, in order, many read in parallel. Bytes are None if missing."""
 
     def read(path: str) -> bytes | None:
         try:
@@ -248,7 +238,7 @@ def _read_frames(
 def _locate_frames(
     file: pa.NativeFile, name: str, index: FrameIndex, rows: Sequence[int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """`PackedShard.starts` and `.sizes` of a shard that is there. Raises DataError if it is of other annotations."""
+    """`PackedShard.starts` and `.sizes` of an existing shard. Raises DataError if it is for other annotations."""
     first_place = dict(
         zip((index.names[row] for row in rows), np.cumsum([0, *index.lengths[list(rows)]]).tolist(), strict=False)
     )
@@ -268,14 +258,14 @@ def _locate_frames(
 
 
 def _starts_in_group(shard: pq.ParquetFile, group: int, sizes: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Where each frame of a row group begins in the file: a page's header, then each frame's length and the frame."""
+    """Where each frame of a row group begins in the file. Its page has a header, then each frame's length and bytes."""
     column = shard.metadata.row_group(group).column(SCHEMA.get_field_index("jpeg"))
     end = column.data_page_offset + column.total_compressed_size
     return end - np.cumsum((sizes.astype(np.int64) + LENGTH_BYTES)[::-1])[::-1] + LENGTH_BYTES
 
 
 def _verify(file: pa.NativeFile, name: str) -> None:
-    """Raises DataError unless the ranges of all frames hold what Parquet reads, and its checksums are right."""
+    """Raises DataError unless the byte ranges of all frames hold what Parquet reads, with correct checksums."""
     shard = pq.ParquetFile(file, page_checksum_verification=True)
     for group in range(shard.num_row_groups):
         columns = shard.read_row_group(group, ["sequence", "frame", "size", "jpeg"])
@@ -289,18 +279,19 @@ def _verify(file: pa.NativeFile, name: str) -> None:
 
 
 def _mark(index: FrameIndex) -> dict[str, str]:
-    """Goes into each file: which annotations it belongs to."""
+    """Metadata of each file: its format, and the fingerprint of the annotations that it belongs to."""
     return {"seqtrack": json.dumps({"format": FORMAT, "fingerprint": index.fingerprint})}
 
 
 def _check_mark(schema: pa.Schema, name: str, index: FrameIndex | None) -> None:
-    """Raises DataError for a file of something else, or (`index`) of other annotations."""
+    """Raises DataError for a file of another kind, or, with `index`, for one of other annotations."""
     mark = json.loads((schema.metadata or {}).get(b"seqtrack", b"{}"))
     if mark.get("format") != FORMAT:
-        raise DataError(f"{name}: was not written by this version of ray_jobs/pack_lasot.py")
+        raise DataError(f"{name}: was not written by this version of `seqtrack pack-lasot`")
     if index is not None and mark["fingerprint"] != index.fingerprint:
         raise DataError(f"{name}: holds other sequences or annotations; another folder keeps both")
 
 
-def _first(paths: Sequence[str]) -> str:
+def first_of(paths: Sequence[str]) -> str:
+    """Lists the first few of these paths, for an error message."""
     return "the first: " + ", ".join(paths[:5]) + (" …" if len(paths) > 5 else "")

@@ -1,7 +1,7 @@
 """From a sample's number to every random choice in it.
 
 A sample is a pure function of (seed, sample number): the draws come from a counter-based generator keyed by those two
-numbers, so a training position is one integer and any process can make any sample. Where a sample turns out invalid,
+numbers, so a training position is one integer and any process can make any sample. If a sample turns out invalid,
 it is drawn again with attempt + 1, which is a distant part of the same generator's sequence.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.config import DataConfig
-from seqtrack.data.lasot import FrameIndex
+from seqtrack.data.datasets.index import FrameIndex
 
 GRAYSCALE_PROBABILITY = 0.05
 FLIP_PROBABILITY = 0.5
@@ -23,7 +23,7 @@ WIDEN_BY = 5
 
 
 class Draws(NamedTuple):
-    """Everything random about one sample; entry i of each array belongs to frame i, templates first, search last."""
+    """All random choices of one sample. Entry i of each array belongs to frame i: templates first, search last."""
 
     sequence: int
     """Row of the sequence in the index."""
@@ -52,7 +52,7 @@ def draw_sample(
 ) -> Draws:
     """The draws of sample `number` (from 0, counted over the whole run) at its `attempt`-th try.
 
-    `usable`: what `usable_sequences` gave, not empty.
+    `usable`: the rows from `usable_sequences`, not empty.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, attempt]))
     sequence = int(usable[generator.integers(len(usable))])

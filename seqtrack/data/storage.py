@@ -1,4 +1,4 @@
-"""Where data lie: a folder of this machine or an object store, and how bytes are read from there."""
+"""Reads bytes from the place where data are: a folder on this machine, or an object store."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from typing import NamedTuple
 import pyarrow as pa
 from pyarrow import fs
 
+from seqtrack.errors import InputError
 from seqtrack.locations import absolute
 
 logger = logging.getLogger(__name__)
 
 READS_AT_ONCE = 16
-"""From an object store, which answers slowly, but many at a time."""
+"""Parallel reads from an object store, which answers slowly but serves many requests at a time."""
 PATIENCE = 300.0
+"""Seconds for which failing reads from an object store are repeated."""
 LONGEST_PAUSE = 15.0
-"""Between two tries at a file of an object store, in seconds."""
+"""Longest pause in seconds before such a read is repeated."""
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Data that cannot be used. The message names the file, the line where there is one, and what is wrong."""
 
 
 class Root(NamedTuple):
-    """A data root that has been found."""
+    """A data root that exists."""
 
     filesystem: fs.FileSystem
     path: str
 
     @property
     def local(self) -> bool:
-        """Whether it is on a disk, whose errors do not pass by themselves as an object store's do."""
+        """Whether it is on a disk. Unlike those of an object store, a disk's errors do not pass by themselves."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
 
@@ -68,17 +70,17 @@ class Span(NamedTuple):
 
 
 class SpanReader:
-    """Reads parts of files, which stay open: one request a part. Any number of threads may read."""
+    """Reads parts of files and keeps the files open, so that each part costs one request. Threads may share it."""
 
     def __init__(self, root: Root) -> None:
         self._root = root
         self._files: dict[str, pa.NativeFile] = {}
 
     def __reduce__(self) -> tuple[type[SpanReader], tuple[Root]]:
-        return SpanReader, (self._root,)  # another process opens its own
+        return SpanReader, (self._root,)  # open files stay here; another process opens its own
 
     def read(self, span: Span) -> bytes:
-        """Raises DataError, naming the file, unless it has the whole span."""
+        """The bytes of a span. Raises DataError naming the file if it cannot be read or is too short."""
         name = f"{self._root.path}/{span.path}"
 
         def read() -> bytes:
@@ -96,7 +98,7 @@ class SpanReader:
 
 
 def _patiently(read: Callable[[], bytes], root: Root, path: str) -> bytes:
-    """An object store that fails is asked again, beyond what its client does by itself, for PATIENCE seconds."""
+    """Calls `read`. A failing object store is tried again for PATIENCE seconds, after its client's own retries."""
     ends, pause = time.monotonic() + (0 if root.local else PATIENCE), 1.0
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Sample number -> finished triplet: draws, frames, crops, and another draw where a frame is broken.
+"""Makes triplets from sample numbers: draws, frames, crops, and another draw if a frame is broken.
 
 This is the whole data path without Ray; `stream.py` runs it in many processes at once.
 """
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from seqtrack.config import Config, DataConfig
 from seqtrack.data.crops import Sample, cut_sample
-from seqtrack.data.frames import BrokenFrame, Frame, FrameDecoder
-from seqtrack.data.lasot import FrameIndex
+from seqtrack.data.datasets.index import FrameIndex
+from seqtrack.data.decoding import BrokenFrame, Frame, FrameDecoder
 from seqtrack.data.sampling import draw_sample, usable_sequences
 from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, SpanReader, read_bytes
 
@@ -47,15 +47,15 @@ class TripletSource:
         return cls(index, root, config.DATA, config.SEED, usable, SpanReader(root))
 
     def samples(self, numbers: Sequence[int]) -> list[tuple[Sample, list[str]]]:
-        """`sample` of each. From an object store, the frames that they begin with are read many at a time."""
+        """`sample` for each number. From an object store, the frames of all first draws are read in parallel."""
         ahead = {} if self.root.local else self._read_ahead(numbers)
         return [self.sample(number, ahead) for number in numbers]
 
     def sample(self, number: int, ahead: Mapping[str, bytes] = MappingProxyType({})) -> tuple[Sample, list[str]]:
         """Sample `number` (from 0, over the whole run), and one line for each broken frame met on the way.
 
-        `ahead`: frames that have been read already, by path. Raises DataError after 100 draws without a valid sample,
-        and where an object store does not give a frame: another one in its stead would be another run.
+        `ahead`: path -> bytes of frames already read. Raises DataError after 100 draws without a valid sample, and if
+        an object store does not deliver a frame, because substituting a frame would change the run.
         """
         problems: list[str] = []
         for attempt in range(MAX_ATTEMPTS):
@@ -92,7 +92,7 @@ class TripletSource:
             raise DataError(f"{self.root.path}/{name}: cannot be read ({error})") from error
 
     def _read_ahead(self, numbers: Sequence[int]) -> dict[str, bytes]:
-        """The frames of each sample's first draw, by path; without those that are missing."""
+        """Path -> bytes of the frames in each sample's first draw. Missing frames are left out."""
         drawn = (draw_sample(self.index, self.usable, self.seed, number, 0, self.settings) for number in numbers)
         wanted = {(draws.sequence, frame) for draws in drawn for frame in draws.frames}
 

@@ -110,7 +110,7 @@ class Mlp(nn.Module):
 
 
 def sinusoid_positions(first: int, length: int, dim: int) -> Tensor:
-    """(1, length, dim) sine (even channels) and cosine (odd) of positions first, first + 1, …, as DETR in 1-D."""
+    """(1, length, dim) sine (even channels) and cosine (odd) of positions first, first + 1, …, as in DETR, but 1-D."""
     position = torch.arange(first, first + length, dtype=torch.float32)[:, None]
     frequency = 10000 ** (2 * (torch.arange(dim) // 2) / dim)
     angle = position / frequency

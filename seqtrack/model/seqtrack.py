@@ -18,12 +18,12 @@ FeatureType = Literal["x", "xz", "token"]
 
 
 class Generated(NamedTuple):
-    """What `SeqTrack.generate` wrote."""
+    """Output of `SeqTrack.generate`."""
 
     tokens: Tensor
     """(B, 4) int64 coordinate tokens."""
     confidence: Tensor
-    """(B, 4) probability of each, windowed if a window was given."""
+    """(B, 4) probability of each token, weighted by the window if one was given."""
 
 
 class SeqTrack(nn.Module):
@@ -67,7 +67,7 @@ class SeqTrack(nn.Module):
         return self._decode(self.encode(template, search), tokens)
 
     def encode(self, template: Tensor, search: Tensor) -> Tensor:
-        """Images -> the (B, N, HIDDEN_DIM) features that the decoder reads, N by FEATURE_TYPE."""
+        """Images -> the (B, N, HIDDEN_DIM) features that the decoder reads; N depends on FEATURE_TYPE."""
         features_BNC = self.encoder(template, search)
         if self.feature_type == "x":
             features_BNC = features_BNC[:, : self.encoder.body.num_search]
@@ -77,7 +77,7 @@ class SeqTrack(nn.Module):
 
     @torch.no_grad()
     def generate(self, template: Tensor, search: Tensor, window: Tensor | None = None) -> Generated:
-        """Writes the box greedily, one coordinate token after another.
+        """Predicts the box greedily, one coordinate token after another.
 
         `window`: (bins,) weights of the probabilities of the two centre tokens, for tracking.
         """
@@ -102,9 +102,9 @@ class SeqTrack(nn.Module):
     def from_pretrained(cls, source: str, revision: str | None = None) -> SeqTrack:
         """The trained model of a Hub repository (`user/name`) or of a folder such as a checkpoint, in eval mode.
 
-        Raises WeightsError, and what the Hub's client raises.
+        Raises WeightsError, or an error of the Hub's client.
         """
-        from seqtrack.model.weights import load_pretrained  # it builds on this module
+        from seqtrack.model.weights import load_pretrained  # imported here, because it imports this module
 
         return load_pretrained(source, revision)
 
@@ -133,14 +133,19 @@ def build_model(config: Config) -> SeqTrack:
     )
 
 
-def sentence_loss(logits: Tensor, tokens: Tensor, bins: int) -> Tensor:
+def token_weights(bins: int) -> Tensor:
+    """(vocabulary,) weights of the loss: 1 for coordinates, 0.01 for END and START, as published."""
+    weights = torch.ones(vocabulary_size(bins))
+    weights[bins:] = 0.01
+    return weights
+
+
+def sentence_loss(logits: Tensor, tokens: Tensor, bins: int, weights: Tensor) -> Tensor:
     """Next-token cross-entropy of (B, 5, vocabulary) logits against (B, 4) coordinate tokens and END.
 
-    Coordinates weigh 1, END and START 0.01; the mean is weighted too, as published.
+    `weights`: `token_weights(bins)` on the logits' device; the mean is weighted too, as published.
     """
-    weight = torch.ones(vocabulary_size(bins), device=logits.device)
-    weight[bins:] = 0.01
-    return F.cross_entropy(logits.float().flatten(0, 1), decoder_target(tokens, bins).flatten(), weight=weight)
+    return F.cross_entropy(logits.float().flatten(0, 1), decoder_target(tokens, bins).flatten(), weight=weights)
 
 
 @torch.no_grad()

@@ -1,17 +1,11 @@
-"""Weights from elsewhere and for elsewhere: published checkpoints, pre-trained encoders, safetensors.
-
-As a program it converts: `python -m seqtrack.model.weights FROM TO`, where FROM is a published checkpoint, a
-`.safetensors` file or a run's checkpoint folder, and TO ends in `.safetensors` or, for the published form, otherwise.
-"""
+"""Reads and writes weights: published checkpoints, pre-trained encoders, safetensors."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
 import pickle
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,16 +20,17 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from seqtrack.config import SETTINGS_FILE, Config, load_config, parse_config
+from seqtrack.errors import InputError
 from seqtrack.model.seqtrack import SeqTrack, build_model
 
 Weights = dict[str, Tensor]
 
 MODEL_FILE = "model.safetensors"
 META_FILE = "meta.json"
-"""The weights in a run's checkpoint folder."""
+"""Weights and metadata in a run's checkpoint folder."""
 
 ENCODER = "encoder.body."
-"""What the names of the encoder's parameters begin with."""
+"""Prefix of the names of the encoder's parameters."""
 
 HUB_ENCODERS = {
     ("vit_base_patch16", "mae"): "timm/vit_base_patch16_224.mae",
@@ -47,17 +42,18 @@ HUB_ENCODERS = {
 none for (`vit_large_patch16`, `default`)."""
 
 UNUSED_BY_THE_ENCODER = ("cls_token", "mask_token", "decoder_", "head.")
-"""Beginnings of names in a pre-trained ViT that a SeqTrack encoder has no place for."""
+"""Prefixes of parameters in a pre-trained ViT that a SeqTrack encoder does not have."""
 
 
-class WeightsError(ValueError):
+class WeightsError(InputError):
     """Weights that cannot be used. The message names the file and what does not fit."""
 
 
 def read_weights(path: str | Path) -> Weights:
     """The tensors of a published checkpoint (`{"net": …}`), a `.safetensors` file, or a run's checkpoint folder.
 
-    Names lose the `module.` of data-parallel training. No code from the file is run. Raises WeightsError.
+    The prefix `module.` of data-parallel training is removed from names. No code from the file is run. Raises
+    WeightsError.
     """
     path = Path(path)
     file = path / MODEL_FILE if path.is_dir() else path
@@ -79,17 +75,17 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def save_published(weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Writes the published form, which the published tracker reads: `{"net": {name: tensor}}`."""
+    """Writes the published format, `{"net": {name: tensor}}`, which the published tracker reads."""
     torch.save({"net": {name: tensor.detach().cpu() for name, tensor in weights.items()}}, path)
 
 
 def save_safetensors(weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Writes names and tensors as safetensors, which holds nothing that could be run."""
+    """Writes names and tensors as safetensors, a format that cannot contain code."""
     save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, path)
 
 
 def describe_mismatch(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """What differs between the shapes of two sets of parameters, in one line; empty where nothing does."""
+    """Says in one line how the shapes of two sets of parameters differ; empty if they do not."""
     missing = sorted(wanted.keys() - stored.keys())
     unexpected = sorted(stored.keys() - wanted.keys())
     misshapen = [
@@ -109,7 +105,7 @@ def load_weights(model: SeqTrack, path: str | Path) -> None:
 
 
 def load_pretrained(source: str, revision: str | None = None) -> SeqTrack:
-    """As `SeqTrack.from_pretrained`."""
+    """Implements `SeqTrack.from_pretrained`."""
     folder = Path(source)
     if not folder.is_dir():
         endpoint = os.environ.get("HF_ENDPOINT")
@@ -127,7 +123,7 @@ def load_pretrained(source: str, revision: str | None = None) -> SeqTrack:
 
 
 def starting_weights(config: Config) -> tuple[Weights, str]:
-    """What training starts from instead of random numbers, by the model's parameter names, and where that is from.
+    """Initial weights for training, by the model's parameter names, and a description of their source.
 
     MODEL.WEIGHTS gives the whole model; MODEL.ENCODER.PRETRAIN_FILE or the Hub gives the encoder; PRETRAIN_TYPE
     `scratch` gives nothing. Raises WeightsError, and never falls back to random weights.
@@ -148,7 +144,7 @@ def starting_weights(config: Config) -> tuple[Weights, str]:
 
 
 def fit_encoder(weights: Weights, search_grid: int, template_grid: int, source: str) -> Weights:
-    """A plain ViT's weights (timm's or the MAE authors' names) -> the encoder's, named as in the model.
+    """Converts a plain ViT's weights (timm's or the MAE authors' names) to the encoder's, named as in the model.
 
     The class token is dropped, and the grid of position embeddings is resized to the search and to the template grid
     (bicubic, corners aligned, as published). Raises WeightsError naming `source`.
@@ -177,7 +173,7 @@ def _resize(grid_1CHW: Tensor, side: int) -> Tensor:
 
 
 def _pretrained_encoder(config: Config) -> tuple[str, str]:
-    """(local file, where it is from) of the encoder that PRETRAIN_TYPE asks for."""
+    """Local file of the encoder that PRETRAIN_TYPE asks for, and a description of its source."""
     encoder = config.MODEL.ENCODER
     setting = f"MODEL.ENCODER.PRETRAIN_TYPE {encoder.PRETRAIN_TYPE}"
     if encoder.PRETRAIN_FILE is not None:
@@ -190,7 +186,7 @@ def _pretrained_encoder(config: Config) -> tuple[str, str]:
         )
     try:
         return hf_hub_download(repository, MODEL_FILE), f"{repository} on the Hub"
-    except Exception as error:  # of the network, the Hub, the disk: none may end in random weights
+    except Exception as error:  # network, Hub or disk: none may lead to random weights
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
         raise WeightsError(
@@ -210,7 +206,7 @@ def _first(names: list[str], shown: int = 5) -> str:
 
 
 class _Inert:
-    """Stands for whatever is not a tensor in a published checkpoint: its settings, statistics and classes."""
+    """Replaces whatever is not a tensor in a published checkpoint: its settings, statistics and classes."""
 
     def __new__(cls, *_: Any, **__: Any) -> _Inert:
         return super().__new__(cls)
@@ -223,7 +219,7 @@ class _Inert:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Rebuilds tensors and leaves the rest inert.
+    """Rebuilds tensors and replaces every other object by `_Inert`.
 
     Published checkpoints hold objects of the training code beside the weights, so `weights_only=True` refuses them.
     """
@@ -244,23 +240,3 @@ def _load_tensors(path: Path) -> Any:
 
     reader = SimpleNamespace(__name__=__name__, Unpickler=_TensorUnpickler, load=load)
     return torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Convert SeqTrack weights.")
-    parser.add_argument("source", metavar="FROM", type=Path, help="published checkpoint, .safetensors, or run's folder")
-    parser.add_argument("target", metavar="TO", type=Path, help="file to write: .safetensors, else the published form")
-    options = parser.parse_args(arguments)
-    try:
-        weights = read_weights(options.source)
-        save = save_safetensors if options.target.suffix == ".safetensors" else save_published
-        save(weights, options.target)
-    except (WeightsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    print(f"{options.target}: {len(weights)} tensors, {sum(map(Tensor.numel, weights.values())):,} numbers")  # noqa: T201
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

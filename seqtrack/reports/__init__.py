@@ -1,1 +1,1 @@
-"""What two runs of the same experiment have in common, as numbers, figures and pages."""
+"""Compares two runs of the same experiment: numbers, figures and pages."""

@@ -1,4 +1,4 @@
-"""How reports become files: pages from templates, figures as PNG, SVG and data URIs."""
+"""Writes reports to files: pages from templates, figures as PNG, SVG and data URIs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 
 
 class Table(NamedTuple):
-    """Text, cell by cell."""
+    """A table of text cells."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
 def write_pages(folder: Path, pages: Mapping[str, str], facts: Mapping[str, Any]) -> None:
-    """Writes each page (its file's name -> its template's) from the same facts."""
+    """Writes pages. `pages`: name of the file -> name of its template; `facts`: the variables of all templates."""
     environment = Environment(
         loader=PackageLoader("seqtrack.reports"),
         autoescape=lambda name: bool(name and ".html" in name),
@@ -33,7 +33,7 @@ def write_pages(folder: Path, pages: Mapping[str, str], facts: Mapping[str, Any]
 
 
 def save_figure(figure: Figure, path: Path) -> str:
-    """Writes PNG and SVG; returns a data URI for the page: the SVG, or a PNG where there are photographs."""
+    """Writes PNG and SVG. Returns a data URI for the page: the SVG, or a PNG if the figure has photographs."""
     figure.savefig(path.with_suffix(".png"), dpi=200)
     figure.savefig(path.with_suffix(".svg"))
     buffer: Any = io.BytesIO()

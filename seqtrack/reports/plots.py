@@ -1,4 +1,4 @@
-"""Figures of the two-phase report, for a screen, half a printed page, and eyes that do not tell red from green.
+"""Figures of the two-phase report, legible on a screen, on half a printed page, and for colour-blind readers.
 
 Colours are Okabe and Ito's. Phase 1 is a broad light line and phase 2 a thin dark dashed one on top, so that both are
 seen where they coincide, in grey print too.
@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from seqtrack.reports.phases import METRICS, Comparison, Phase
+from seqtrack.reports.comparison import Comparison
+from seqtrack.runs.record import METRICS, Phase
 
 BLUE, VERMILLION, GREEN = "#56B4E9", "#8C2D04", "#009E73"
 STYLES: Sequence[dict[str, Any]] = (
@@ -23,14 +24,14 @@ STYLES: Sequence[dict[str, Any]] = (
     {"color": VERMILLION, "linewidth": 1.3, "linestyle": (0, (4, 2))},
 )
 POINTS = 300
-"""A curve has at most so many; each is the mean of the steps that it stands for."""
+"""Approximate number of points of a curve. Each is the mean of several steps."""
 
 SIZE = (6.4, 3.6)
 LABELS = {"loss": "Training loss (cross-entropy)", "iou": "Training IoU", "grad_norm": "Gradient norm", "lr": "LR"}
 
 
 def report_figures(phase1: Phase, phase2: Phase | None, comparison: Comparison | None) -> dict[str, Figure]:
-    """Every figure of the report by its file's name; without phase 2, those of phase 1 alone."""
+    """Name of the file -> figure, for every figure of the report. Without phase 2, they show phase 1 alone."""
     phases = [phase for phase in (phase1, phase2) if phase is not None]
     figures = {
         "loss": _figure(lambda axes: _curves(axes, phases, "loss")),
@@ -71,7 +72,7 @@ def _throughput(phases: Sequence[Phase]) -> Figure:
             axes.plot(
                 [epoch["epoch"] for epoch in epochs], values, label=phase.name, marker=marker, markersize=4, **line
             )
-        largest = axes.dataLim.ymax  # infinite where no epoch was finished
+        largest = axes.dataLim.ymax  # infinite if no epoch was finished
         axes.set_ylim(0, 1.1 * largest if 0 < largest < np.inf else 1)
     upper.set_ylabel("Samples / s")
     lower.set_ylabel("Waiting for data (%)")
@@ -119,7 +120,7 @@ def _differences(axes: Axes, phase1: Phase, phase2: Phase, comparison: Compariso
 def _binned(phase: Phase, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(epochs, means) of the steps that the phase trained itself, in about POINTS bins.
 
-    A bin is a whole part of an epoch, or one epoch, so that phases that start at other epochs have the same bins.
+    Bins divide an epoch evenly, or are whole epochs, so that phases that start at different epochs have the same bins.
     """
     per_epoch = phase.steps_per_epoch
     parts = [size for size in range(1, per_epoch + 1) if per_epoch % size == 0]

@@ -1,29 +1,18 @@
-"""The two-phase report: `index.html` that needs nothing but itself, `report.md`, and the figures as PNG and SVG."""
+"""Writes the two-phase report: `index.html`, which needs no other file, `report.md`, and figures as PNG and SVG."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyarrow import fs
-
 from seqtrack.config import Config, ConfigError, parse_config
 from seqtrack.data.storage import DataError
-from seqtrack.model.weights import MODEL_FILE, Weights, read_weights
+from seqtrack.model.weights import META_FILE, Weights
+from seqtrack.reports.comparison import Comparison
 from seqtrack.reports.pages import Table, save_figure, write_pages
-from seqtrack.reports.phases import Comparison, Phase, PhaseCheckpoint
 from seqtrack.reports.plots import report_figures
 from seqtrack.reports.snapshots import snapshot_figure
-from seqtrack.training.checkpoint import (
-    META_FILE,
-    STATE_FILE,
-    SUMS_FILE,
-    load_plain,
-    local_copy,
-    verify_checkpoint,
-    whole_checkpoints,
-)
+from seqtrack.runs.record import Phase
 
 CAPTIONS = {
     "loss": "Training loss of both phases; the dotted line is where phase 2 resumed.",
@@ -37,33 +26,6 @@ NAMES = {"loss": "loss", "iou": "IoU", "accuracy": "accuracy", "grad_norm": "gra
 EPOCH_COLUMNS = (("loss", ".5f"), ("iou", ".5f"), ("accuracy", ".2f"), ("lr", ".2g"))
 
 
-def read_phase(
-    name: str, filesystem: fs.FileSystem, folder: str, total_steps: int, error: str | None = None
-) -> Phase | None:
-    """What a phase left in its run's folder; None where it has no finished checkpoint. Raises CheckpointError."""
-    names = whole_checkpoints(filesystem, folder)
-    if not names:
-        return None
-    with local_copy(filesystem, f"{folder}/{names[-1]}") as directory:
-        meta = verify_checkpoint(directory, f"{folder}/{names[-1]}")
-        steps = load_plain(directory / STATE_FILE)["metrics"].numpy()
-        weights = read_weights(directory)
-        source = meta["resumed_from"] or {"path": None, "step": 0}
-    return Phase(
-        name=name,
-        folder=folder,
-        first_step=source["step"],
-        total_steps=total_steps,
-        steps=steps,
-        history=meta["history"],
-        meta=meta,
-        weights=weights,
-        checkpoints=[_describe(filesystem, f"{folder}/{checkpoint}") for checkpoint in names],
-        source=source["path"],
-        error=error,
-    )
-
-
 def write_report(
     phase1: Phase,
     phase2: Phase | None,
@@ -73,10 +35,10 @@ def write_report(
     name: str,
     notes: Sequence[str] = (),
 ) -> None:
-    """Writes the report of two phases, or of the first alone where the second left nothing.
+    """Writes the report of two phases, or of the first alone if the second left nothing.
 
-    `models`: titles and weights of the models whose predictions the snapshots show; `name`: the experiment's; `notes`:
-    what a reader must know.
+    `models`: titles and weights of the models whose predictions the snapshots show; `name`: name of the experiment;
+    `notes`: warnings for the reader, shown at the top.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = parse_config(phase1.meta["config"], META_FILE)
@@ -84,7 +46,7 @@ def write_report(
     figures = report_figures(phase1, phase2, comparison)
     try:
         figures["snapshots"] = snapshot_figure(config, models)
-    except (OSError, DataError, ConfigError) as error:  # the data may have gone since
+    except (OSError, DataError, ConfigError) as error:  # the data may no longer be there
         notes.append(f"No snapshots: {error}")
     phases = [phase for phase in (phase1, phase2) if phase is not None]
     facts = {
@@ -111,7 +73,7 @@ def verdict(comparison: Comparison | None) -> str:
 
 
 def epoch_table(phase1: Phase, phase2: Phase | None) -> Table:
-    """One row an epoch: both phases, and their differences where both trained it."""
+    """One row per epoch: both phases, and their differences if both trained it."""
     first = {int(epoch["epoch"]): epoch for epoch in phase1.history}
     second = {int(epoch["epoch"]): epoch for epoch in phase2.epochs()} if phase2 else {}
     names = [text for name, _ in EPOCH_COLUMNS for text in (f"{NAMES[name]} 1", f"{NAMES[name]} 2", f"Δ {NAMES[name]}")]
@@ -210,13 +172,3 @@ def _cell(summary: dict[str, float] | None, name: str, style: str) -> str:
 
 def _exact(difference: float) -> str:
     return f"{difference:.2e}" if difference else "0"
-
-
-def _describe(filesystem: fs.FileSystem, path: str) -> PhaseCheckpoint:
-    files = filesystem.get_file_info(fs.FileSelector(path))
-    with filesystem.open_input_stream(f"{path}/{SUMS_FILE}") as file:
-        lines = [line.split("  ") for line in file.read().decode().splitlines()]
-    with filesystem.open_input_stream(f"{path}/{META_FILE}") as file:
-        step = json.loads(file.read())["step"]
-    sums = {name: digest for digest, name in lines}
-    return PhaseCheckpoint(path.rpartition("/")[2], step, sum(info.size or 0 for info in files), sums[MODEL_FILE])

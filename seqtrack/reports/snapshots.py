@@ -13,23 +13,23 @@ from matplotlib.patches import Rectangle
 from seqtrack import boxes
 from seqtrack.config import Config
 from seqtrack.data.crops import Sample
-from seqtrack.data.packed import open_index
+from seqtrack.data.open import open_index
 from seqtrack.data.storage import open_root
 from seqtrack.data.triplets import TripletSource
+from seqtrack.model.images import prepare_images
 from seqtrack.model.seqtrack import build_model
 from seqtrack.model.weights import Weights
 from seqtrack.tokens import tokens_to_boxes
-from seqtrack.training.optimization import prepare_images
 
 FIRST_NUMBER = 2**62
-"""Training counts its samples from 0 and does not come this far, so these are draws that it never made."""
+"""Number of the first sample. Training counts from 0 and never gets this far, so it has not drawn these samples."""
 SHOWN = 6
 
 
 def snapshot_figure(config: Config, models: Sequence[tuple[str, Weights]]) -> Figure:
-    """One row a sample: its templates, then its search crop with the true box and the one that each model predicts.
+    """One row per sample: its templates, then its search crop with the true box and the box that each model predicts.
 
-    `models`: title and weights. The samples are the same for the same seed. Raises DataError where the data are gone.
+    `models`: title and weights. The same seed gives the same samples. Raises DataError if the data are gone.
     """
     root = open_root(str(config.DATA.ROOT))
     source = TripletSource.from_config(config, open_index(config.DATA, root), root)
@@ -54,7 +54,7 @@ def snapshot_figure(config: Config, models: Sequence[tuple[str, Weights]]) -> Fi
 
 @torch.no_grad()
 def predict(config: Config, weights: Weights, samples: Sequence[Sample]) -> torch.Tensor:
-    """(n, 4) corners, as parts of the search crop, of the box that a model with these weights writes."""
+    """(n, 4) corners, normalised to the search crop, of the boxes that a model with these weights predicts."""
     model = build_model(config)
     model.load_state_dict(weights)
     model.eval()

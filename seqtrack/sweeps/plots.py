@@ -75,7 +75,7 @@ def _curves(groups: Sequence[Group], key: str, sweep: Sweep) -> Figure:
 
 
 def _norm(values: Sequence[Any]) -> Normalize | None:
-    """From numbers to 0 … 1; None for what is not numbers, or only one."""
+    """Maps the values to 0 … 1. None if they are not numbers, or all the same."""
     if not _numeric(values) or len(set(values)) < 2:
         return None
     # Not to the end of the colours, which is pale on white.
@@ -84,7 +84,7 @@ def _norm(values: Sequence[Any]) -> Normalize | None:
 
 
 def _shades(values: Sequence[Any]) -> list[Any]:
-    """A colour for each value, the same for the same."""
+    """A colour for each value; equal values have the same."""
     norm = _norm(values)
     if norm is not None:
         return [colormaps["viridis"](float(norm(value))) for value in values]

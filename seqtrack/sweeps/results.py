@@ -11,10 +11,14 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from seqtrack.sweeps.settings import Params, Sweep
-from seqtrack.training.checkpoint import META_FILE, whole_checkpoints
-from seqtrack.training.runlog import read_text
+from seqtrack.config import ConfigError
+from seqtrack.model.weights import META_FILE
+from seqtrack.runs.checkpoint import whole_checkpoints
+from seqtrack.runs.folder import RunFileError, RunFolder
+from seqtrack.sweeps.settings import Params, Sweep, parse_sweep
 
+SWEEP_FILE = "sweep.json"
+"""What the sweep was started with, in its folder."""
 TRIALS, TRIAL_FILE = "trials", "trial.json"
 SEED = "SEED"
 
@@ -30,7 +34,7 @@ class TrialNote:
     reason: str = ""
     """Why it failed."""
     hopeless: bool = False
-    """It would fail again."""
+    """Whether it would fail again, however often it is tried."""
 
 
 @dataclass(frozen=True)
@@ -74,34 +78,53 @@ class Group:
 
     @property
     def std(self) -> float:
-        """Of the sample; NaN for fewer than two."""
+        """Standard deviation of the sample; NaN for fewer than two values."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else float("nan")
 
 
-def read_note(filesystem: fs.FileSystem, folder: str) -> TrialNote | None:
-    text = read_text(filesystem, f"{folder}/{TRIAL_FILE}")
-    return TrialNote(**json.loads(text)) if text else None
+def read_note(trial: RunFolder) -> TrialNote | None:
+    """None if the trial was not begun. Raises RunFileError if its note is empty, cut off or something else."""
+    values = trial.read_json(TRIAL_FILE)
+    if values is None:
+        return None
+    try:
+        return TrialNote(**values)
+    except TypeError as error:
+        raise RunFileError(f"{trial.file(TRIAL_FILE)}: is not a trial's note ({error})") from error
 
 
-def write_note(filesystem: fs.FileSystem, folder: str, note: TrialNote) -> None:
-    filesystem.create_dir(folder, recursive=True)
-    with filesystem.open_output_stream(f"{folder}/{TRIAL_FILE}") as file:
-        file.write((json.dumps(asdict(note), indent=1) + "\n").encode())
+def write_note(trial: RunFolder, note: TrialNote) -> None:
+    """Makes the trial's folder and replaces its note in one step. Raises OSError."""
+    trial.create()
+    trial.write_json(TRIAL_FILE, asdict(note))
 
 
-def read_trial(filesystem: fs.FileSystem, folder: str, note: TrialNote) -> Trial:
-    """A trial whose checkpoints, if any, are in `folder`."""
-    names = whole_checkpoints(filesystem, folder)
-    meta = json.loads(read_text(filesystem, f"{folder}/{names[-1]}/{META_FILE}")) if names else {"history": []}
-    return Trial(folder.rpartition("/")[2], note, meta["history"], names[-1] if names else None)
+def read_trial(trial: RunFolder, note: TrialNote) -> Trial:
+    """A trial and its checkpoints, if it has any. Raises RunFileError if the newest one's `meta.json` is damaged."""
+    names = whole_checkpoints(trial)
+    meta = trial.read_json(f"{names[-1]}/{META_FILE}") if names else None
+    return Trial(trial.name, note, meta["history"] if meta else [], names[-1] if names else None)
 
 
-def read_trials(filesystem: fs.FileSystem, sweep_folder: str) -> list[Trial]:
-    """Every trial that was begun, by name."""
-    infos = filesystem.get_file_info(fs.FileSelector(f"{sweep_folder}/{TRIALS}", allow_not_found=True))
-    folders = sorted(info.path for info in infos if info.type == fs.FileType.Directory)
-    notes = [(folder, read_note(filesystem, folder)) for folder in folders]
-    return [read_trial(filesystem, folder, note) for folder, note in notes if note is not None]
+def read_trials(sweep: RunFolder) -> list[Trial]:
+    """Every trial that was begun, by name. Raises RunFileError naming the file that is empty, cut off or damaged."""
+    trials = sweep.child(TRIALS)
+    infos = sweep.filesystem.get_file_info(fs.FileSelector(trials.path, allow_not_found=True))
+    names = sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+    notes = [(trials.child(name), read_note(trials.child(name))) for name in names]
+    return [read_trial(folder, note) for folder, note in notes if note is not None]
+
+
+def check_same_sweep(sweep: Sweep, folder: RunFolder) -> None:
+    """Raises ConfigError where the folder has a sweep over other values. More trials of the same are fine."""
+    values = folder.read_json(SWEEP_FILE)
+    if values is None:
+        return
+    earlier = parse_sweep(values, folder.file(SWEEP_FILE))
+    same = ("parameters", "metric", "direction", "search", "scheduler", "stop")
+    changed = [name for name in same if getattr(earlier, name) != getattr(sweep, name)]
+    if changed:
+        raise ConfigError(f"{folder.path} holds a sweep with other {', '.join(changed)}; another RUN.NAME keeps both")
 
 
 def group_by_seed(trials: Sequence[Trial], metric: str) -> list[Group]:

@@ -1,8 +1,10 @@
-"""A sweep's file: which settings vary and how, what counts, and what the cluster gives each trial."""
+"""A sweep's file: which settings vary and how, what counts, and what the cluster gives each trial.
+
+Nothing here imports Ray, so that a mistake in the file is told at once.
+"""
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import math
@@ -13,10 +15,9 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ray import tune
-from ray.tune.search.sample import Domain
 
 from seqtrack.config import Config, ConfigError, PositiveFloat, PositiveInt, read_yaml, setting_docs
+from seqtrack.errors import did_you_mean
 
 Params = dict[str, Any]
 """What a trial has different from the others: dotted setting -> value."""
@@ -56,19 +57,19 @@ class Parameter(_Section):
         return self
 
     def examples(self) -> list[Any]:
-        """Values that all others lie among, to be checked."""
+        """The values to check: all of a list, or both ends of a range."""
         return self.grid or self.choice or list(self.uniform or self.loguniform or self.randint or ())
 
-    def domain(self) -> Domain:
-        """As Ray Tune draws from it."""
-        if self.grid or self.choice:
-            return tune.choice(self.grid or self.choice)
+    def draw(self, random: np.random.RandomState) -> Any:
+        """A value, drawn with `random`. Not for a grid."""
+        if self.choice is not None:
+            return self.choice[random.randint(len(self.choice))]
         if self.uniform is not None:
-            return tune.uniform(*self.uniform)
+            return random.uniform(*self.uniform)
         if self.loguniform is not None:
-            return tune.loguniform(*self.loguniform)
+            return float(np.exp(random.uniform(*np.log(self.loguniform))))
         assert self.randint is not None
-        return tune.randint(self.randint[0], self.randint[1] + 1)
+        return random.randint(self.randint[0], self.randint[1] + 1)
 
 
 class Scheduler(_Section):
@@ -77,17 +78,18 @@ class Scheduler(_Section):
     grace_period: PositiveInt = 1
     """ASHA: epochs that every trial gets."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3
-    """ASHA: of so many trials one goes on at each decision, which come at grace_period times powers of this."""
+    """ASHA: one in this many trials goes on at each decision. Decisions come after grace_period epochs, and after that
+    many times each power of this number."""
 
 
 class Search(_Section):
     type: Literal["random", "optuna"] = "random"
-    """How what is not a grid is drawn: at random, or by Optuna's TPE from the results so far."""
+    """How values are drawn: at random, or by Optuna's TPE from the results so far."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 class Resources(_Section):
-    """Of a trial's worker. Unset: as for a training (RUN.CPUS_PER_WORKER, RUN.GPUS_PER_WORKER)."""
+    """What each worker of a trial gets. Unset: what a training's gets (RUN.CPUS_PER_WORKER, RUN.GPUS_PER_WORKER)."""
 
     cpus_per_worker: PositiveFloat | None = None
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
@@ -97,22 +99,22 @@ class Sweep(_Section):
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
     """Dotted setting -> its values."""
     metric: Literal["loss", "iou", "accuracy", "grad_norm"] = "iou"
-    """Of an epoch's summary. What counts is its value after a trial's last epoch."""
+    """A number of an epoch's summary. Its value after a trial's last epoch counts."""
     mode: Literal["max", "min"] | None = None
     """Unset: `min` for loss and grad_norm, `max` for the others."""
     trials: PositiveInt = 1
-    """How often what is not a grid is drawn; each draw meets every combination of the grids."""
+    """How many times values are drawn. Each draw is trained with every combination of the grids."""
     scheduler: Scheduler = Scheduler()
     search: Search = Search()
     concurrency: PositiveInt | None = None
-    """Trials at a time, at most. Unset: as many as the cluster can hold."""
+    """The most trials at a time. Unset: as many as the cluster can hold."""
     workers: PositiveInt | None = None
-    """Of each trial. Unset: RUN.WORKERS."""
+    """Workers of each trial. Unset: RUN.WORKERS."""
     resources: Resources = Resources()
     stop: dict[Literal["loss", "iou", "accuracy", "grad_norm", "epoch"], float] = {}
     """A trial ends at the first epoch whose summary reaches one of these values (loss and grad_norm: from above)."""
     retries: Annotated[int, Field(ge=0)] = 2
-    """So often a trial that crashed goes on from its own checkpoint."""
+    """How often a trial that crashed goes on from its own newest checkpoint."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -128,7 +130,7 @@ class Sweep(_Section):
         return self.mode or ("min" if self.metric in FALLING else "max")
 
     def is_enough(self, epoch: Mapping[str, float]) -> bool:
-        """Whether an epoch's summary meets `stop`, whose number of epochs aside: trials end there by themselves."""
+        """Whether an epoch's summary reaches a value of `stop`. Its `epoch` does not count: trials end there anyway."""
         return any(
             epoch[name] <= value if name in FALLING else epoch[name] >= value
             for name, value in self.stop.items()
@@ -136,19 +138,15 @@ class Sweep(_Section):
         )
 
     def epochs(self, config: Config) -> int:
-        """The most that a trial may have."""
+        """The most epochs that a trial may have."""
         return min(config.TRAIN.EPOCH, math.ceil(self.stop.get("epoch", config.TRAIN.EPOCH)))
 
     def listed(self) -> list[Params]:
-        """Every trial, where that can be known beforehand (search `random`): the same list each time."""
+        """Every trial of a sweep with search `random`: the same list each time."""
         random = np.random.RandomState(self.search.seed)
         grids = {key: parameter.grid for key, parameter in self.parameters.items() if parameter.grid is not None}
         draws = [
-            {
-                key: _plain(self.parameters[key].domain().sample(random_state=random))
-                for key in self.parameters
-                if key not in grids
-            }
+            {key: parameter.draw(random) for key, parameter in self.parameters.items() if key not in grids}
             for _ in range(self.trials)
         ]
         found = {
@@ -160,12 +158,10 @@ class Sweep(_Section):
 
     def check(self, config: Config, source: str) -> None:
         """Raises ConfigError naming the parameter that is no setting, or whose values the setting cannot have."""
-        known = [key for key, _, _ in setting_docs()]
+        known = [doc.key for doc in setting_docs()]
         for key, parameter in self.parameters.items():
             if key not in known:
-                nearest = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {nearest[0]}?" if nearest else ""
-                raise ConfigError(f"{source}: parameters.{key}: unknown setting{hint}")
+                raise ConfigError(f"{source}: parameters.{key}: unknown setting{did_you_mean(key, known)}")
             if key.startswith(NOT_SWEPT):
                 raise ConfigError(f"{source}: parameters.{key}: is the same for all trials of a sweep")
             for value in parameter.examples():
@@ -181,26 +177,25 @@ class Sweep(_Section):
 
 def load_sweep(path: str | Path) -> Sweep:
     """Reads a sweep's YAML file. Raises ConfigError naming the file and the key."""
-    values = read_yaml(path)
+    return parse_sweep(read_yaml(path), str(path))
+
+
+def parse_sweep(values: dict[str, Any], source: str) -> Sweep:
+    """Checks plain values (as YAML or JSON gives them) and makes a `Sweep`; `source` is named in errors."""
     try:
         return Sweep.model_validate_json(json.dumps(values))
     except TypeError as error:
-        raise ConfigError(f"{path}: a value is of no known type ({error})") from error
+        raise ConfigError(f"{source}: a value is of no known type ({error})") from error
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(str(path), detail) for detail in error.errors())) from None
+        raise ConfigError("; ".join(_explain(source, detail) for detail in error.errors())) from None
 
 
 def trial_name(params: Mapping[str, Any]) -> str:
-    """What a trial's folder and MLflow run are called: `LR=0.001,SEED=2`. The same values, the same name."""
+    """The name of a trial's folder and MLflow run, made of its values alone: `LR=0.001,SEED=2`."""
     short = {key: key.rpartition(".")[2] for key in params}
     names = {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
     text = ",".join(f"{names[key]}={json.dumps(value).strip(chr(34))}" for key, value in params.items())
     return re.sub(r"[^\w.,=+-]+", "_", text)
-
-
-def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's."""
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _explain(source: str, detail: Any) -> str:

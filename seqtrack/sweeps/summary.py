@@ -58,7 +58,7 @@ def write_summary(config: Config, sweep: Sweep, trials: Sequence[Trial], folder:
 
 
 def best_config(config: Config, best: Group) -> Config:
-    """What train.py can run as it is: the best configuration, with its first seed."""
+    """Settings that can be trained as they are: the best configuration, with its first seed."""
     params: Params = dict(best.params)
     if SEED in best.trials[0].params:
         params[SEED] = best.trials[0].params[SEED]

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from pyarrow import fs
 from ray import tune
 from ray.train import Checkpoint
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from seqtrack.cluster.resources import Resources
 from seqtrack.config import Config
-from seqtrack.data.lasot import FrameIndex
+from seqtrack.data.datasets.index import FrameIndex
+from seqtrack.data.open import Data
 from seqtrack.data.storage import Root
-from seqtrack.locations import child
-from seqtrack.model.weights import starting_weights
+from seqtrack.errors import InputError
+from seqtrack.experiments.prepare import prepare
+from seqtrack.experiments.train import log_start
+from seqtrack.integrations.mlflow import SECONDS_TO_OPEN, MirrorState
+from seqtrack.runs.folder import RunFolder, write_settings
 from seqtrack.sweeps.results import TRIALS, Trial, TrialNote, read_note, read_trial, write_note
 from seqtrack.sweeps.settings import Params, Sweep, trial_name
-from seqtrack.training.runlog import LOG_FILE, RunLogHandler
-from seqtrack.training.trainer import (
-    Data,
-    Resources,
-    build_trainer,
-    check_checkpoint,
-    describe_dataset,
-    explain_failure,
-    log_start,
-    make_job,
-    open_run_folder,
-    own_checkpoint,
-    write_settings,
-)
-from seqtrack.training.worker import Ended, HopelessError
+from seqtrack.training.loop import Ended, HopelessError
+from seqtrack.training.trainer import build_trainer, explain_failure, make_job
 
 
 class TrialFailed(RuntimeError):
@@ -45,25 +37,28 @@ class TrialSetting:
     """What every trial of a sweep is given."""
 
     config: Config
-    """Of the sweep: RUN.NAME is the sweep's."""
+    """The sweep's: RUN.NAME is the sweep's name."""
     sweep: Sweep
+    folder: RunFolder
+    """The sweep's."""
     index_ref: ray.ObjectRef[FrameIndex]
-    """Read once, by the sweep."""
+    """The index, which the sweep reads once for all trials."""
     root: Root
     resources: Resources
     stop: ray.actor.ActorHandle
     """The StopRequest of all trials."""
 
+    def trial_folder(self, params: Params) -> RunFolder:
+        return self.folder.child(TRIALS).child(trial_name(params))
+
     def trial_config(self, params: Params) -> Config:
-        """A trial's whole configuration, which train.py can take as it is."""
-        storage = child(child(self.config.RUN.STORAGE_PATH, str(self.config.RUN.NAME)), TRIALS)
-        return self.config.with_settings(
-            {**params, "RUN.STORAGE_PATH": storage, "RUN.NAME": trial_name(params)}, "trial"
-        )
+        """A trial's whole configuration, which can be trained as it is."""
+        place = {"RUN.STORAGE_PATH": self.folder.child(TRIALS).location, "RUN.NAME": trial_name(params)}
+        return self.config.with_settings(params | place, "trial")
 
 
 class EpochReports(TuneReportCallback):
-    """Passes on what Ray Train is told at each epoch's end, not at the checkpoints between."""
+    """Passes on to Ray Tune what Ray Train is told at each epoch's end, not at the checkpoints between."""
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         if "epoch" in metrics[0]:
@@ -72,28 +67,24 @@ class EpochReports(TuneReportCallback):
 
 def run_trial(params: Params, setting: TrialSetting) -> None:
     """Trains a trial, from its own newest checkpoint if it has one. Raises TrialFailed."""
-    config = setting.trial_config(params)
-    filesystem, folder = open_run_folder(config)
-    note = read_note(filesystem, folder) or TrialNote(params)
+    config, folder = setting.trial_config(params), setting.trial_folder(params)
+    note = read_note(folder) or TrialNote(params)
     if note.hopeless:
         raise TrialFailed(note.reason)
-    trial = read_trial(filesystem, folder, note)
+    trial = read_trial(folder, note)
     # What an earlier start of the trial reported: the scheduler, which may be new, must know it too.
     for epoch in trial.history:
         tune.report(dict(epoch))
     if trial.ended or is_complete(trial, config, setting.sweep) or ray.get(setting.stop.is_requested.remote()):
         return
-    write_note(filesystem, folder, replace(note, status="unfinished", reason=""))
+    write_note(folder, replace(note, status="unfinished", reason=""))
     try:
-        ended = _train(config, setting, filesystem, folder)
+        ended = _train(config, setting)
         if ended.error is not None:
             raise ended.error
-    except HopelessError as error:
-        write_note(filesystem, folder, replace(note, status="failed", reason=str(error), hopeless=True))
-        raise TrialFailed(str(error)) from error
-    except TrainingFailedError as error:
-        reason = explain_failure(error)
-        write_note(filesystem, folder, replace(note, status="failed", reason=reason))
+    except (HopelessError, InputError, TrainingFailedError) as error:
+        reason, hopeless = explain_failure(error), isinstance(error, HopelessError)
+        write_note(folder, replace(note, status="failed", reason=reason, hopeless=hopeless))
         raise TrialFailed(reason) from error
 
 
@@ -102,15 +93,34 @@ def is_complete(trial: Trial, config: Config, sweep: Sweep) -> bool:
     return len(trial.history) >= sweep.epochs(config) or any(sweep.is_enough(epoch) for epoch in trial.history)
 
 
-def _train(config: Config, setting: TrialSetting, filesystem: fs.FileSystem, folder: str) -> Ended:
-    data = Data(ray.get(setting.index_ref), setting.root)
-    start = own_checkpoint(filesystem, folder)
-    if start is not None:
-        check_checkpoint(config, start, describe_dataset(data.index), finished_is_fine=True)
-    weights, source = starting_weights(config) if start is None else ({}, start.path)
-    write_settings(config, filesystem, folder)
-    # Ended by itself and not by Ray Tune, which kills: what was killed is cleaned up later, and not always.
-    config = config.with_settings({"TRAIN.EPOCH": setting.sweep.epochs(config)})
-    job = make_job(config, data, setting.index_ref, setting.resources, start, weights, stop=setting.stop)
-    log_start(job, setting.resources, source, RunLogHandler(filesystem, f"{folder}/{LOG_FILE}"))
+def await_mlflow_run(trial: RunFolder, patience: float = SECONDS_TO_OPEN) -> str | None:
+    """The id of the trial's MLflow run, for its checkpoints; None if MLflow does not answer within `patience` seconds.
+
+    The job's process opens the run, as it does for every trial, and notes the id in the trial's folder.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        run_id = MirrorState.read(trial).run_id
+        if run_id is not None or time.monotonic() >= deadline:
+            return run_id
+        time.sleep(0.2)
+
+
+def _train(config: Config, setting: TrialSetting) -> Ended:
+    prepared = prepare(config, data=Data(ray.get(setting.index_ref), setting.root))
+    write_settings(config, prepared.run)
+    # The trial ends itself at the sweep's last epoch. Ray Tune would kill it, and not always clean up what it killed.
+    prepared = replace(prepared, config=config.with_settings({"TRAIN.EPOCH": setting.sweep.epochs(config)}))
+    job = make_job(
+        prepared.config,
+        prepared.run,
+        prepared.data,
+        setting.index_ref,
+        setting.resources,
+        prepared.start.stored if prepared.start is not None else None,
+        prepared.weights,
+        setting.stop,
+        mlflow_run_id=await_mlflow_run(prepared.run),
+    )
+    log_start(prepared, setting.resources)
     return build_trainer(job, setting.resources, [EpochReports()]).fit().return_value

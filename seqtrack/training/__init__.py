@@ -1,1 +1,1 @@
-"""The training loop and what it saves."""
+"""The training loop, the state that it saves, and how it runs on Ray Train."""

@@ -1,6 +1,6 @@
-"""What an epoch has measured so far, and the log line that shows it.
+"""Averages of the current epoch, and the log lines that show them.
 
-The meter is part of a checkpoint, so that an epoch's averages do not notice an interruption.
+The meter is saved in checkpoints, so that an interruption does not change an epoch's averages.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class EpochMeter:
     seconds: float = 0.0
     """Wall time since the epoch began."""
     wait_seconds: float = 0.0
-    """Part of it in which rank 0 waited for data."""
+    """Part of `seconds` in which rank 0 waited for data."""
     broken_frames: int = 0
-    """Frames that could not be read, whose samples were drawn again."""
+    """Frames that could not be read; their samples were drawn again."""
 
     def add(self, loss: float, iou: float, grad_norm: float) -> None:
-        """Counts one step's global means."""
+        """Adds one step; the values are means over all workers."""
         self.steps += 1
         self.loss += loss
         self.iou += iou
@@ -52,7 +52,10 @@ class EpochMeter:
 def log_line(
     epoch: int, samples: int, epoch_samples: int, interval_samples: int, interval_seconds: float, meter: EpochMeter
 ) -> str:
-    """The published log line. `epoch` counts from 1; loss, IoU and accuracy are averages since the epoch began."""
+    """The log line in the published format.
+
+    `epoch` counts from 1; loss, IoU and accuracy are averages since the epoch began.
+    """
     steps = max(meter.steps, 1)
     seconds_left = meter.seconds / max(samples, 1) * (epoch_samples - samples)
     return (
@@ -65,7 +68,7 @@ def log_line(
 
 
 def summary_line(epoch: int, epochs: int, summary: dict[str, float], seconds: float) -> str:
-    """One line at an epoch's end, from `EpochMeter.averages`."""
+    """The log line at an epoch's end. `summary`: from `EpochMeter.averages`."""
     return (
         f"Epoch {epoch} of {epochs} done in {_clock(seconds)} : loss {summary['loss']:.5f}, "
         f"IoU {summary['iou']:.5f}, accuracy {summary['accuracy']:.2f}%, "

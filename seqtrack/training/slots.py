@@ -1,8 +1,8 @@
 """The same gradient, bit for bit, on any number of workers (`TRAIN.SLOTS`).
 
-A global batch is a fixed number of slots, each computed alone: same shapes, same kernels, its own random numbers. Their
-gradients are added in one fixed binary tree, the lower part of it within a worker and the upper part between workers.
-Nothing here knows about Ray.
+A global batch is divided into a fixed number of slots. Each is computed alone, with the same shapes and kernels and its
+own random numbers. Their gradients are added in one fixed binary tree: the lower part within each worker, the upper
+part between workers. Nothing here knows about Ray.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from seqtrack.config import Config
-from seqtrack.training.optimization import Batch, backward
 from seqtrack.training.state import TrainState, seed_generators
+from seqtrack.training.step import Batch, Objective, backward
 
 
 def tree_sum(values: Iterable[Tensor], rank: int = 0, world_size: int = 1, group: Any = None) -> Tensor:
-    """The sum over the values of all ranks, in order of rank, of a number that is a power of two; the same on each.
+    """Sums the values of all ranks in a fixed order, so that every rank gets the same bits.
 
-    `values`: a power of two of flat tensors, as many on each rank; the first of a pair is changed in place. They are
-    added as ((0 + 1) + (2 + 3)) + …, whichever rank has them.
+    `values`: this rank's flat tensors; their number is a power of two and the same on each rank. Numbered across the
+    ranks, in order of rank, they are added as ((0 + 1) + (2 + 3)) + …. The first of each pair is changed in place.
     """
-    sums: list[Tensor] = []  # of ever smaller parts of the tree
+    sums: list[Tensor] = []  # sums of ever smaller subtrees
     for number, value in enumerate(values, start=1):
         sums.append(value)
         while number % 2 == 0:
@@ -38,10 +37,10 @@ def tree_sum(values: Iterable[Tensor], rank: int = 0, world_size: int = 1, group
 
 
 def _sum_between(part: Tensor, distance: int, rank: int, world_size: int, group: Any) -> None:
-    """Adds the sums of workers that are `distance` apart, then twice as far, …; `part` becomes the whole sum.
+    """Adds the sums of workers that are `distance` apart, then twice as far, and so on, until `part` is the total.
 
-    Of two partners, each adds one half and gets the other: a + b has the bits of b + a, so who adds does not matter.
-    Each element goes through the same tree, and no more is sent than a ring would send.
+    Each of two partners adds one half of the elements and receives the other half. a + b has the bits of b + a, so it
+    does not matter who adds. Every element goes through the same tree, and no more is sent than by a ring all-reduce.
     """
     if distance == world_size:
         return
@@ -61,17 +60,17 @@ def _exchange(sent: Tensor, received: Tensor, partner: int, group: Any) -> None:
 
 
 class SlotGradients:
-    """Stands for `backward` in a training step."""
+    """Replaces `backward` in a training step that uses slots."""
 
     def __init__(self, state: TrainState, slots: int, rank: int, world_size: int, group: Any = None) -> None:
         """`slots` is a multiple of `world_size`, and both are powers of two."""
         self._state, self._slots = state, slots
         self._rank, self._world_size, self._group = rank, world_size, group
 
-    def __call__(self, model: nn.Module, batch: Batch, config: Config) -> Tensor:
-        """As `backward`, but gradients, loss and IoU are the means over the whole global batch, on every worker."""
+    def __call__(self, model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
+        """Like `backward`, but gradients, loss and IoU are means over the whole global batch, on every worker."""
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        slots = self._compute_slots(model, parameters, batch, config)
+        slots = self._compute_slots(model, parameters, batch, objective)
         total = tree_sum(slots, self._rank, self._world_size, self._group)
         total /= self._slots  # exact: a power of two
         *gradients, measured = total.split([*(parameter.numel() for parameter in parameters), 2])
@@ -80,15 +79,15 @@ class SlotGradients:
         return measured
 
     def _compute_slots(
-        self, model: nn.Module, parameters: list[nn.Parameter], batch: Batch, config: Config
+        self, model: nn.Module, parameters: list[nn.Parameter], batch: Batch, objective: Objective
     ) -> Iterator[Tensor]:
         """Gradients, loss and IoU of each of this worker's slots, one after another, as one flat tensor."""
         number = self._slots // self._world_size
         parts = zip(*(part.chunk(number) for part in batch), strict=True)
         for slot, part in enumerate(parts, start=self._rank * number):
-            seed_generators(config.SEED, 0, self._state.step, 1 + slot)
+            seed_generators(objective.config.SEED, 0, self._state.step, 1 + slot)
             model.zero_grad(set_to_none=True)
-            measured = backward(model, Batch(*part), config)
+            measured = backward(model, Batch(*part), objective)
             yield torch.cat([*(_gradient(parameter).reshape(-1) for parameter in parameters), measured])
 
 
@@ -97,14 +96,14 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def checksum(model: nn.Module) -> int:
-    """Of the bits of all parameters."""
+    """A checksum over the bits of all parameters."""
     hashes = torch.stack([torch.hash_tensor(parameter.detach()).view(torch.int64) for parameter in model.parameters()])
-    places = torch.arange(1, 2 * len(hashes), 2, device=hashes.device)  # odd, so that exchanged tensors are noticed
+    places = torch.arange(1, 2 * len(hashes), 2, device=hashes.device)  # different odd factors reveal swapped tensors
     return int((hashes * places).sum())
 
 
 def find_difference(model: nn.Module, world_size: int, group: Any = None) -> str:
-    """Each rank's checksum, if they differ; else nothing. A collective call."""
+    """Lists each rank's checksum if they differ; an empty string if they do not. A collective call."""
     device = next(model.parameters()).device
     mine = torch.tensor([checksum(model)], device=device)
     everyones = [torch.empty_like(mine) for _ in range(world_size)]

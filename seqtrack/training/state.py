@@ -1,39 +1,46 @@
-"""All that a run is at one moment: what a checkpoint is made from, and what it is turned back into."""
+"""The whole state of a run at one step: a checkpoint is made from it and restores it."""
 
 from __future__ import annotations
 
 import copy
-import platform
+import logging
 import random
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from seqtrack.config import Config, parse_config
+from seqtrack.config import Config
+from seqtrack.environment import installed_versions
 from seqtrack.model.seqtrack import SeqTrack, build_model
-from seqtrack.model.weights import MODEL_FILE, Weights, describe_mismatch
-from seqtrack.training.checkpoint import META_FILE, STATE_FILE, CheckpointError, generator_file, load_plain
+from seqtrack.model.weights import MODEL_FILE, Weights
+from seqtrack.runs.checkpoint import (
+    STATE_FILE,
+    CheckpointError,
+    StoredCheckpoint,
+    generator_file,
+    load_plain,
+    stored_shapes,
+    verify_checkpoint,
+)
+from seqtrack.runs.compatibility import PACKAGES, changed_since, check_allowed, check_model_fits
+from seqtrack.runs.folder import RunFolder
 from seqtrack.training.meters import EpochMeter
-from seqtrack.training.optimization import build_optimizer, build_scheduler
+from seqtrack.training.step import build_optimizer, build_scheduler
 
-DECISIVE_PACKAGES = ("seqtrack", "torch", "timm", "numpy", "opencv-python", "nvidia-nvimgcodec-cu12")
-"""Another version of these may compute other bits."""
-OTHER_PACKAGES = ("ray", "pyarrow", "mlflow", "huggingface-hub")
+logger = logging.getLogger("seqtrack.training")
 
 
 @dataclass
 class TrainState:
-    """What training changes. `step` counts finished steps over the whole run: it is the position."""
+    """Everything that training changes. `step` counts the finished steps of the whole run; it is the run's position."""
 
     model: SeqTrack
     optimizer: torch.optim.Optimizer
@@ -47,9 +54,9 @@ class TrainState:
 
     @classmethod
     def fresh(cls, config: Config, rank: int, device: torch.device, weights: Weights | None = None) -> TrainState:
-        """The state before the first step: same weights on every rank, then a generator of its own for each.
+        """The state before the first step: the same weights on every rank, different random generators on each.
 
-        `weights` replace the random ones of the parameters that they name.
+        `weights` replace the random values of the parameters that they name.
         """
         seed_generators(config.SEED, 0)
         model = build_model(config)
@@ -60,7 +67,7 @@ class TrainState:
         return cls(model, optimizer, build_scheduler(optimizer, config.TRAIN))
 
     def snapshot(self) -> tuple[Weights, dict[str, Any]]:
-        """Copies in host memory, of the model and of the rest, that later steps do not touch."""
+        """Copies the model's weights and the rest of the state to host memory. Later steps do not change the copies."""
         optimizer = self.optimizer.state_dict()
         return {name: _on_host(tensor) for name, tensor in self.model.state_dict().items()}, {
             "optimizer": {
@@ -78,18 +85,18 @@ class TrainState:
         }
 
     def load(self, directory: Path, new_schedule: bool = False) -> None:
-        """Takes over a verified checkpoint. Raises CheckpointError if it does not fit.
+        """Loads a verified checkpoint. Raises CheckpointError if it does not fit.
 
-        `new_schedule`: learning rates and weight decay are those of this state's settings at the checkpoint's epoch,
-        not the stored ones.
+        `new_schedule`: take learning rates and weight decay from this state's settings, at the checkpoint's epoch,
+        instead of the stored ones.
         """
-        check_model_fits(directory, self.model)
+        check_model_fits(stored_shapes(directory), self.model, str(directory / MODEL_FILE))
         training = load_plain(directory / STATE_FILE)
         optimizer, epochs = training["optimizer"], len(training["history"])
         try:
             self.model.load_state_dict(load_file(directory / MODEL_FILE))
             if new_schedule:
-                with warnings.catch_warnings():  # that no step of the optimizer lies between
+                with warnings.catch_warnings():  # it warns that the optimizer makes no step in between
                     warnings.simplefilter("ignore", UserWarning)
                     for _ in range(epochs):
                         self.scheduler.step()
@@ -105,20 +112,52 @@ class TrainState:
             raise CheckpointError(f"{directory / STATE_FILE}: does not fit this run ({error})") from error
 
     def meta(self, config: Config, **extra: Any) -> dict[str, Any]:
-        """The readable part: settings, position, and whatever else the runner knows."""
+        """Content of `meta.json`: settings, position, versions, and the `extra` entries."""
         return {
             "step": self.step,
             "epoch": self.step // config.steps_per_epoch,
             "steps_per_epoch": config.steps_per_epoch,
             "history": copy.deepcopy(self.history),
             **extra,
-            "versions": installed_versions(),
+            "versions": installed_versions(PACKAGES),
             "config": config.model_dump(mode="json"),
         }
 
 
+def restore(
+    state: TrainState,
+    start: StoredCheckpoint,
+    config: Config,
+    dataset: Mapping[str, Any],
+    allow_changed: Collection[str],
+    rank: int,
+    hardware: str,
+    run: RunFolder,
+) -> dict[str, Any] | None:
+    """Verifies a checkpoint and restores `state` and this rank's random generators from it.
+
+    Returns path and step of the other run's checkpoint that `run` began from, or None if it began from none. Raises
+    CheckpointError if the checkpoint is damaged, or if more than `allow_changed` has changed since.
+    """
+    with start.local() as directory:
+        meta = verify_checkpoint(directory, start.path)
+        changed = changed_since(meta, config, dataset)
+        check_allowed(changed, allow_changed, start.path)
+        state.load(directory, new_schedule=any(key.startswith("TRAIN.") for key in changed))
+        if config.TRAIN.SLOTS is None and not load_generators(directory, rank):
+            seed_generators(config.SEED, 1 + rank, state.step)
+            logger.warning("the checkpoint has no random generators for rank %d; it draws new ones", rank)
+    if meta["hardware"] != hardware:
+        logger.warning("The checkpoint was written on %s, this is %s: bits may differ", meta["hardware"], hardware)
+    epoch = state.step // config.steps_per_epoch
+    logger.info("Restored %s : step %d, epoch %d of %d", start.path, state.step, epoch, config.TRAIN.EPOCH)
+    own = start.run.path == run.path
+    origin: dict[str, Any] | None = meta["resumed_from"] if own else {"path": start.path, "step": state.step}
+    return origin
+
+
 def seed_generators(*seed: int) -> None:
-    """Seeds torch, NumPy and Python; different tuples of numbers give streams independent of each other."""
+    """Seeds torch, NumPy and Python. Different tuples of numbers give independent streams."""
     words = np.random.SeedSequence(seed).generate_state(4)
     torch.manual_seed(int(words[0]) << 32 | int(words[1]))
     np.random.seed(words[2])
@@ -137,7 +176,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def load_generators(directory: Path, rank: int) -> bool:
-    """Restores `generator_states` of this rank; False where the checkpoint has none (fewer workers wrote it)."""
+    """Restores the `generator_states` of this rank. False if the checkpoint has none (fewer workers wrote it)."""
     path = directory / generator_file(rank)
     if not path.exists():
         return False
@@ -150,60 +189,6 @@ def load_generators(directory: Path, rank: int) -> bool:
     np.random.set_state(numpy_state)
     random.setstate(states["python"])
     return True
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a run uses."""
-    versions = {"python": platform.python_version()}
-    for package in DECISIVE_PACKAGES + OTHER_PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
-
-
-def changed_since(meta: Mapping[str, Any], config: Config, dataset: Mapping[str, Any]) -> dict[str, str]:
-    """What alters a step and is not as it was when a checkpoint was written: key -> `this, not that`.
-
-    Keys are settings, `dataset`, and packages.
-    """
-    changed = config.changed_settings(parse_config(meta["config"], META_FILE))
-    if meta["dataset"] != dataset:
-        changed["dataset"] = f"{_describe(dataset)}, not {_describe(meta['dataset'])}"
-    now = installed_versions()
-    for package in DECISIVE_PACKAGES:
-        then = meta["versions"].get(package)
-        if now[package] != then:
-            changed[package] = f"{now[package]}, not {then}"
-    return changed
-
-
-def check_allowed(changed: Mapping[str, str], allowed: Collection[str], path: str) -> None:
-    """Raises CheckpointError naming what differs from the checkpoint at `path` without being allowed to."""
-    refused = {key: change for key, change in changed.items() if key not in allowed}
-    if refused:
-        listed = "; ".join(f"{key}: {change}" for key, change in refused.items())
-        raise CheckpointError(
-            f"{path} cannot be continued exactly: {listed} (--allow-changed {','.join(refused)} goes on all the same)"
-        )
-
-
-def _describe(dataset: Mapping[str, Any]) -> str:
-    return f"{dataset['sequences']} sequences, {dataset['frames']} frames, annotations {dataset['fingerprint'][:12]}"
-
-
-def check_model_fits(directory: Path, model: SeqTrack) -> None:
-    """Compares names and shapes without reading the weights. Raises CheckpointError naming what differs."""
-    path = directory / MODEL_FILE
-    try:
-        with safe_open(path, "pt") as file:
-            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    wanted: Mapping[str, Any] = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if mismatch := describe_mismatch(stored, wanted):
-        raise CheckpointError(f"{path}: does not fit the model; {mismatch}")
 
 
 def _on_host(value: Any) -> Any:

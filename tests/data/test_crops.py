@@ -10,7 +10,7 @@ import pytest
 
 from seqtrack.config import DataConfig, SearchConfig, TemplateConfig
 from seqtrack.data.crops import box_in_crop, crop_image, crop_region, cut_sample, jitter_box
-from seqtrack.data.frames import ArrayFrame, Image
+from seqtrack.data.decoding import ArrayFrame, Image
 from seqtrack.data.sampling import Draws
 
 Golden = Callable[[str], Any]

@@ -1,4 +1,4 @@
-"""A packed tree gives what the tree gives, bit for bit, and says so where it cannot."""
+"""A packed tree gives the same samples as the tree, bit for bit, or an error."""
 
 from __future__ import annotations
 
@@ -15,16 +15,10 @@ from pyarrow import fs
 
 from seqtrack.config import Config, DataConfig, DataTrainConfig
 from seqtrack.data import packed
-from seqtrack.data.lasot import FrameIndex, build_index
-from seqtrack.data.packed import (
-    PackedShard,
-    check_done,
-    check_frames_exist,
-    open_index,
-    pack_shard,
-    plan_shards,
-    write_index,
-)
+from seqtrack.data.datasets.index import FrameIndex
+from seqtrack.data.datasets.lasot import build_index
+from seqtrack.data.open import check_frames_exist, open_index
+from seqtrack.data.packed import PackedShard, check_done, pack_shard, plan_shards, write_index
 from seqtrack.data.storage import DataError, Root, open_root
 from seqtrack.data.triplets import TripletSource
 from seqtrack.locations import child
@@ -38,14 +32,14 @@ job = load_job("pack_lasot")
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shard for each sequence, of several row groups."""
+    """Makes shards so small that each sequence has its own, with several row groups."""
     monkeypatch.setattr(packed, "FRAMES_PER_SHARD", 20)
     monkeypatch.setattr(packed, "ROW_GROUP_BYTES", 20_000)
 
 
 @pytest.fixture
 def tree(lasot_root: Path, tmp_path: Path) -> Path:
-    """One to change."""
+    """A copy of the data set that a test may change."""
     return shutil.copytree(lasot_root, tmp_path / "tree")
 
 
@@ -75,7 +69,7 @@ def assert_same_samples(config: Config, one: Root, other: Root) -> None:
 
 
 def test_a_packed_tree_gives_the_trees_samples_and_warnings(tiny_config: Config, tree: Path, tmp_path: Path) -> None:
-    """Where frames are missing or cut off, too."""
+    """Also if frames are missing or cut off."""
     for path in sorted(tree.rglob("*.jpg"))[::3]:
         path.unlink() if path.name.endswith("1.jpg") else path.write_bytes(path.read_bytes()[:50])
     shards = pack(tree, local(tmp_path / "packed"), allow_missing=True)
@@ -133,7 +127,7 @@ def test_a_class_that_was_not_packed_is_named_with_one_that_was(lasot_root: Path
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
-    """URI and the requests that were made there."""
+    """URI of a bucket, and the requests that it has received."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     requests: list[str] = []
@@ -165,7 +159,7 @@ def test_packing_goes_on_where_it_was_interrupted(lasot_root: Path, tmp_path: Pa
     pack_shard(index, root, target, first, [0])
     (tmp_path / "packed/frames/.coin-001.parquet.unfinished").write_bytes(b"PAR1 and no more")
     written = (tmp_path / "packed" / first).stat().st_mtime_ns
-    with pytest.raises(DataError, match=r"has frames but no index.parquet: ray_jobs/pack_lasot.py has not finished"):
+    with pytest.raises(DataError, match=r"has frames but no index.parquet: `seqtrack pack-lasot` has not finished"):
         open_index(ALL, target)
     assert not check_done(index, target)
     pack(lasot_root, target)
@@ -249,7 +243,7 @@ def test_an_index_of_something_else_is_refused(content: str, tmp_path: Path) -> 
         (tmp_path / "index.parquet").write_text("no Parquet")
     else:
         pq.write_table(pa.table({"a": [1]}), tmp_path / "index.parquet")
-    message = "cannot be read" if content == "text" else "was not written by this version of ray_jobs/pack_lasot.py"
+    message = "cannot be read" if content == "text" else "was not written by this version of `seqtrack pack-lasot`"
     with pytest.raises(DataError, match=f"index.parquet: {message}"):
         open_index(ALL, local(tmp_path))
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from seqtrack.config import Config, DataConfig
-from seqtrack.data.lasot import FrameIndex
+from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.sampling import Draws, draw_sample, usable_sequences
 
 

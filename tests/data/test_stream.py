@@ -10,17 +10,10 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from seqtrack.config import Config
-from seqtrack.data.lasot import build_index
+from seqtrack.data.batches import HostBatch, StreamError, StreamPlan, check_batch
+from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.storage import open_root
-from seqtrack.data.stream import (
-    HostBatch,
-    Placement,
-    StreamError,
-    StreamPlan,
-    StreamSource,
-    check_batch,
-    stream_batches,
-)
+from seqtrack.data.stream import Placement, StreamSource, stream_batches
 from seqtrack.data.triplets import TripletSource
 
 
@@ -65,7 +58,7 @@ def test_a_batch_of_another_step_or_of_other_samples_is_refused(step: int, first
 
 
 def train_function(settings: dict[str, Any]) -> dict[int, list[Any]]:
-    """Collects what every rank was given."""
+    """Collects the batches that each rank received."""
     context = ray.train.get_context()
     rank, plan = context.get_world_rank(), settings["plan"]
     received = []
@@ -93,7 +86,7 @@ class Collector:
 def test_the_stream_delivers_every_step_in_order_from_any_start(
     cluster: None, tiny_config: Config, tmp_path: Path, world_size: int
 ) -> None:
-    """Over three epochs of 7 steps, from within the first to within the third."""
+    """The stream runs over three epochs of 7 steps, from within the first to within the third."""
     root = open_root(str(tiny_config.DATA.ROOT))
     triplets = TripletSource.from_config(tiny_config, build_index(tiny_config.DATA, root), root)
     collector = Collector.remote()  # type: ignore[attr-defined]

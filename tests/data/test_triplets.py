@@ -9,7 +9,7 @@ import pytest
 from pyarrow import fs
 
 from seqtrack.config import Config, parse_config
-from seqtrack.data.lasot import build_index
+from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.storage import DataError, open_root
 from seqtrack.data.triplets import TripletSource
 from seqtrack.locations import child
@@ -104,7 +104,7 @@ def test_a_tree_without_a_usable_sequence_is_refused(tiny_config: Config) -> Non
 
 @pytest.fixture
 def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the tests' own S3 server, which takes any."""
+    """Credentials for the tests' own S3 server, which accepts any."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
 
@@ -119,7 +119,7 @@ def upload(folder: Path, uri: str) -> str:
 def test_a_store_that_fails_and_stalls_gives_the_samples_that_a_disk_gives(
     keys: None, tiny_settings: dict[str, Any], broken_root: Path
 ) -> None:
-    """What is missing or cut off in the tree is drawn again in the same way; a store's own faults change nothing."""
+    """Samples of missing or cut-off frames are drawn again in the same way. The store's own faults change nothing."""
     tiny_settings["DATA"]["ROOT"] = str(broken_root)
     disk = source_of(parse_config(tiny_settings, "tiny")).samples(range(100))
     with s3_bucket(faulty=True) as uri:

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from seqtrack.training.trainer import cluster_resources
+from seqtrack.cluster.resources import cluster_resources
 
 LABEL = "seqtrack-role"
 

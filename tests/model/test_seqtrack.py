@@ -11,7 +11,7 @@ import torch
 
 from seqtrack.config import Config
 from seqtrack.model.encoder import VisionTransformer, VitSize
-from seqtrack.model.seqtrack import SeqTrack, build_model, sentence_iou, sentence_loss
+from seqtrack.model.seqtrack import SeqTrack, build_model, sentence_iou, sentence_loss, token_weights
 from seqtrack.tokens import boxes_to_tokens, decoder_input, decoder_target
 from tests.model.formula import formula_images, formula_weight
 
@@ -61,7 +61,7 @@ def test_the_model_computes_what_the_published_one_does(golden: Golden, agrees: 
     agrees(name, "encoder, deviation", features.std(), case["encoder_feature_std"], 1e-4)
     agrees(name, "logits", logits[:, :, :16], case["logits_first_16"], 1e-4)
     agrees(name, "logits, deviation", logits.std(), case["logits_std"], 1e-4)
-    agrees(name, "loss", sentence_loss(logits, tokens, bins), case["loss"], 1e-4)
+    agrees(name, "loss", sentence_loss(logits, tokens, bins, token_weights(bins)), case["loss"], 1e-4)
     assert sentence_iou(logits, tokens, bins).item() == pytest.approx(case["iou"], abs=1e-6)
 
 
@@ -70,7 +70,8 @@ def test_the_model_learns_by_the_published_gradients(golden: Golden, agrees: Agr
     case = golden(name)
     model, bins = golden_model(case), case["config"]["bins"]
     tokens = boxes_to_tokens(torch.tensor(case["search_anno_xywh"]), bins, model.seq_format)
-    sentence_loss(model(*formula_images(case), decoder_input(tokens, bins)), tokens, bins).backward()
+    logits = model(*formula_images(case), decoder_input(tokens, bins))
+    sentence_loss(logits, tokens, bins, token_weights(bins)).backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None
         published = case["grad_norms"][parameter_name]

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from seqtrack.cli import main
 from seqtrack.config import Config
 from seqtrack.model import weights as module
 from seqtrack.model.seqtrack import SeqTrack, build_model
@@ -22,7 +23,6 @@ from seqtrack.model.weights import (
     WeightsError,
     fit_encoder,
     load_weights,
-    main,
     read_weights,
     save_published,
     save_safetensors,
@@ -33,7 +33,7 @@ from tests.model.formula import formula_weight
 
 @pytest.fixture
 def model(tiny_config: Config) -> SeqTrack:
-    """With a different number in every place, so that nothing can be swapped unnoticed."""
+    """A model with a different number in every place, so that a swap would be noticed."""
     model = build_model(tiny_config)
     model.load_state_dict(formula_weights(model))
     return model
@@ -92,7 +92,7 @@ def test_the_prefix_of_data_parallel_training_is_dropped(model: SeqTrack, tmp_pa
 
 
 class TrainingObject:
-    """Like the statistics and settings that published checkpoints hold; running anything of it would be seen."""
+    """An object like those in published checkpoints. It notes if any of its code runs."""
 
     ran = False
 
@@ -254,7 +254,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, b
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    # What HF_ENDPOINT sets, had it been there when the client was imported.
+    # As HF_ENDPOINT would set it, but the client reads that only when it is imported.
     endpoint, template = f"http://127.0.0.1:{server.server_port}", "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + template)
@@ -314,13 +314,13 @@ def test_the_program_converts_there_and_back(
     model: SeqTrack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_published(model.state_dict(), tmp_path / "a.pth.tar")
-    assert main([str(tmp_path / "a.pth.tar"), str(tmp_path / "b.safetensors")]) == 0
-    assert main([str(tmp_path / "b.safetensors"), str(tmp_path / "c.pth.tar")]) == 0
+    assert main(["convert-weights", str(tmp_path / "a.pth.tar"), str(tmp_path / "b.safetensors")]) == 0
+    assert main(["convert-weights", str(tmp_path / "b.safetensors"), str(tmp_path / "c.pth.tar")]) == 0
     assert f"{len(model.state_dict())} tensors" in capsys.readouterr().out
     back = read_weights(tmp_path / "c.pth.tar")
     assert_same_bytes({name: back[name] for name in model.state_dict()}, dict(model.state_dict()))
 
 
 def test_the_program_names_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "none.pth"), str(tmp_path / "b.safetensors")]) == 2
+    assert main(["convert-weights", str(tmp_path / "none.pth"), str(tmp_path / "b.safetensors")]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/none.pth: cannot be read")

@@ -1,4 +1,4 @@
-"""Phases made up from numbers, for tests of comparing and reporting them."""
+"""Makes up phases from numbers, for tests of comparisons and reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from seqtrack.config import Config
-from seqtrack.reports.phases import Phase, PhaseCheckpoint
+from seqtrack.runs.record import Phase, PhaseCheckpoint
 
 STEPS_PER_EPOCH = 10
 
@@ -21,7 +21,7 @@ def made_up_phase(
     done: int | None = None,
     **changes: Any,
 ) -> Phase:
-    """A phase of `epochs` epochs that trained from `first_epoch` on and got `done` steps far (all, if not said)."""
+    """A phase of `epochs` epochs that began at `first_epoch` and ended after `done` steps (None: all of them)."""
     total = epochs * STEPS_PER_EPOCH
     done = total if done is None else done
     position = np.arange(total) / total

@@ -11,9 +11,10 @@ import torch
 from seqtrack.config import Config
 from seqtrack.model.seqtrack import build_model
 from seqtrack.model.weights import Weights
-from seqtrack.reports.phases import Phase, compare
+from seqtrack.reports.comparison import compare
 from seqtrack.reports.plots import report_figures
 from seqtrack.reports.report import write_report
+from seqtrack.runs.record import Phase
 from tests.reports.phases import made_up_phase
 
 FIGURES = ["difference", "iou", "loss", "snapshots", "throughput", "training"]
@@ -26,7 +27,7 @@ def models(tiny_config: Config) -> list[tuple[str, Weights]]:
 
 
 class Links(HTMLParser):
-    """Collects what a page would load."""
+    """Collects the addresses that a page would load."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,36 @@ def test_each_draw_meets_every_combination_of_the_grids() -> None:
     assert sum(trial["TRAIN.LR"] < 1e-3 for trial in trials) in range(30, 71)  # evenly in the logarithm
     assert {trial["TRAIN.EPOCH"] for trial in trials} == {1, 2, 3}
     assert trials == sweep.listed()
+
+
+def test_the_draws_stay_the_same_from_version_to_version() -> None:
+    """A sweep that is given again finds its trials by their values. These numbers are Ray Tune's own draws."""
+    kinds = {
+        "TRAIN.LR": {"loguniform": [1e-5, 1e-1]},
+        "TRAIN.WEIGHT_DECAY": {"uniform": [0, 0.1]},
+        "TRAIN.EPOCH": {"randint": [1, 9]},
+        "TRAIN.ENCODER_MULTIPLIER": {"choice": [0.1, 1.0, 2]},
+        "DATA.MEAN": {"choice": [[0.5, 0.5, 0.5], [0.1, 0.2, 0.3]]},
+        "TRAIN.DETERMINISTIC": {"choice": [True, False]},
+    }
+    drawn = sweep_of(parameters=kinds, trials=3, search={"seed": 7}).listed()
+    assert [list(trial.values()) for trial in drawn] == [
+        [2.019450244810227e-05, 0.07799187922401146, 4, 0.1, [0.1, 0.2, 0.3], True],
+        [0.00011362747503788341, 0.008674342983999194, 9, 2, [0.5, 0.5, 0.5], True],
+        [0.01640424112822734, 0.03809411331485384, 8, 2, [0.5, 0.5, 0.5], False],
+    ]
+    shipped = load_sweep(REPOSITORY / "configs/sweeps/lr_asha.yaml").listed()
+    assert shipped[:2] == [
+        {"TRAIN.LR": 0.0013291125735654782, "TRAIN.ENCODER_MULTIPLIER": 1.0},
+        {"TRAIN.LR": 0.010231009795241266, "TRAIN.ENCODER_MULTIPLIER": 1.0},
+    ]
+    assert shipped[-1] == {"TRAIN.LR": 0.00038180874757520245, "TRAIN.ENCODER_MULTIPLIER": 1.0}
+
+
+def test_a_sweeps_file_is_read_without_ray() -> None:
+    """Whose import takes seconds, in which a mistyped key could have been named."""
+    code = "import seqtrack.sweeps.settings, sys; print({'ray', 'torch', 'mlflow'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_another_seed_draws_other_trials() -> None:

@@ -10,8 +10,8 @@ import pytest
 from pyarrow import csv, parquet
 
 from seqtrack.config import Config, load_config
+from seqtrack.sweeps.plan import plan_trials
 from seqtrack.sweeps.results import Status, Trial, TrialNote, best_group, group_by_seed
-from seqtrack.sweeps.runner import plan_trials
 from seqtrack.sweeps.settings import Sweep, trial_name
 from seqtrack.sweeps.summary import write_summary
 

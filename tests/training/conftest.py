@@ -1,7 +1,10 @@
-"""What interrupted runs are compared with: a run that nothing happens to. Dropout and all augmentation are on."""
+"""Uninterrupted runs that others are compared with. Dropout and all augmentation are on."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,8 @@ from typing import Any
 import pytest
 
 from tests.settings import make_tiny_settings
+from tests.training import pair
+from tests.training.loops import checkpoint_of, named, train, train_together
 from tests.training.runs import job, write_config
 
 
@@ -29,13 +34,33 @@ def config(settings: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="session")
+def looped(settings: dict[str, Any]) -> Path:
+    """The run on one worker, by the training loop alone."""
+    train(named(settings, "looped"))
+    return Path(settings["RUN"]["STORAGE_PATH"], "looped")
+
+
+@pytest.fixture(scope="session")
+def together(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the runs of two workers (`pair.py`), and of one: `plain-1` and `plain-2-to-1`."""
+    train(named(settings, "plain-1", pair.PLAIN))
+    train_together(functools.partial(pair.run, settings=settings), tmp_path_factory.mktemp("pair"))
+    plain = named(settings, "plain-2", pair.PLAIN)
+    train(named(settings, "plain-2-to-1", pair.PLAIN), checkpoint_of(plain, pair.STARTS[0]))
+    return Path(settings["RUN"]["STORAGE_PATH"])
+
+
+@pytest.fixture(scope="session")
 def whole(cluster: None, config: str, settings: dict[str, Any]) -> Callable[[int], Path]:
-    """The run that nothing happens to, by its number of workers."""
+    """Trains the run on a cluster, with a number of workers. Its output is beside its folder, in `whole1.console`."""
 
     def run(workers: int) -> Path:
         folder = Path(settings["RUN"]["STORAGE_PATH"], f"whole{workers}")
         if not folder.exists():
-            assert job.main(["--config", config, f"RUN.WORKERS={workers}", f"RUN.NAME={folder.name}"]) == 0
+            console = io.StringIO()
+            with contextlib.redirect_stdout(console):
+                assert job.main(["--config", config, f"RUN.WORKERS={workers}", f"RUN.NAME={folder.name}"]) == 0
+            folder.with_suffix(".console").write_text(console.getvalue())
         return folder
 
     return run

@@ -1,6 +1,6 @@
-"""A program for tests: trains on a cluster of several nodes, to which something happens meanwhile.
+"""A program for tests: trains on a cluster whose nodes come and go meanwhile.
 
-python -m tests.training.nodes STORY RUN_FOLDER ARGUMENTS_OF_TRAIN.PY…
+python -m tests.training.nodes RUN_FOLDER ARGUMENTS_OF_TRAIN.PY…
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from ray.util.state import list_actors, list_tasks
 
 from tests.training.runs import job
 
-SECONDS_TO_GO = 12
+SECONDS_TO_GO = 8
 TRAIN, DATA = ({"seqtrack-role": role} for role in ("train", "data"))
 
 
@@ -31,8 +30,8 @@ class Stage:
     log: Path
     training: Future[int]
 
-    def await_line(self, line: str) -> None:
-        while not self.log.exists() or line not in self.log.read_text():
+    def await_line(self, line: str, times: int = 1) -> None:
+        while not self.log.exists() or self.log.read_text().count(line) < times:
             assert not self.training.done(), f"training ended before {line!r}"
             time.sleep(0.02)
 
@@ -51,52 +50,51 @@ class Stage:
         self.cluster.remove_node(node, allow_graceful=False)
 
 
-def announced(stage: Stage) -> None:
-    """A worker's node is announced to go, as clouds do, and later goes."""
-    stage.await_line("Epoch 1 : 400 /")
+def come_and_go(stage: Stage) -> None:
+    """Removes a training node after an announcement, as clouds do; then another one without; then the only node that
+    is labelled for data."""
+    (data_node,) = {node["NodeID"] for node in ray.nodes() if node["Labels"].items() >= DATA.items()}
+    stage.await_line("Epoch 1 : 200 /")
     node = stage.worker_node()
     command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", stage.cluster.address]
     command += ["--node-id", node, "--deadline-remaining-seconds", str(SECONDS_TO_GO)]
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken away"]
     announced = time.monotonic()
     subprocess.run(command, check=True)
+    stage.await_line("Preemption : ")
     time.sleep(max(0.0, SECONDS_TO_GO - (time.monotonic() - announced)))
     stage.remove(node)
-    print("the node is gone", flush=True)
-
-
-def come_and_go(stage: Stage) -> None:
-    """A training node goes without a word and another comes; then the only node for data goes."""
-    (data_node,) = {node["NodeID"] for node in ray.nodes() if node["Labels"].items() >= DATA.items()}
-    stage.await_line("Epoch 1 : 400 /")
-    made = stage.data_nodes()
-    print(f"{made[data_node]} of {made.total()} blocks of samples were made on the data node", flush=True)
-    stage.remove(stage.worker_node())
+    print("the announced node is gone", flush=True)
     stage.cluster.add_node(num_cpus=2, labels=TRAIN)
     stage.await_line("Restored")
     stage.await_line("Epoch 1 : 1200 /")
+    made = stage.data_nodes()
+    print(f"{made[data_node]} of {made.total()} blocks of samples were made on the data node", flush=True)
+    stage.remove(stage.worker_node())
+    print("the second node is gone", flush=True)
+    stage.await_line("Restored", times=2)
+    stage.await_line("Epoch 1 : 1800 /")
     stage.remove(data_node)
-    print("the nodes are gone", flush=True)
+    print("the data node is gone", flush=True)
 
 
-def main(story: Callable[[Stage], None], run: Path, arguments: list[str]) -> int:
+def main(run: Path, arguments: list[str]) -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:  # the usual port may be another cluster's
         port = free.getsockname()[1]
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):  # each has room for the worker and the data
         cluster.add_node(num_cpus=2, labels=TRAIN)
-    if story is come_and_go:
-        cluster.add_node(num_cpus=2, labels=DATA)
+    cluster.add_node(num_cpus=2, labels=DATA)
     ray.init(cluster.address, log_to_driver=False)
     # Nodes can be added in the main thread only.
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(job.main, [*arguments, f"RUN.NAME={run.name}"])
-        story(Stage(cluster, run / "train.log", training))
+        come_and_go(Stage(cluster, run / "train.log", training))
     ray.shutdown()
     cluster.shutdown()
     return training.result()
 
 
 if __name__ == "__main__":
-    sys.exit(main({"announced": announced, "come_and_go": come_and_go}[sys.argv[1]], Path(sys.argv[2]), sys.argv[3:]))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

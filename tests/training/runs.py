@@ -1,18 +1,20 @@
-"""What tests of whole runs share: starting them, and comparing what they left."""
+"""Helpers for tests of whole runs: start them, and compare their results."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
+import json
 import random
-import signal
+import re
+import threading
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import torch
 import yaml
-from ray.util.state import list_actors
 from safetensors.torch import load_file
 
 REPOSITORY = Path(__file__).parents[2]
@@ -32,9 +34,10 @@ job = load_job("train")
 
 
 def kill_a_worker() -> None:
-    """Ends one of the training workers of the tests' cluster by SIGKILL."""
-    actors = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
-    os.kill(random.choice(actors)["pid"], signal.SIGKILL)
+    """Ends one of the training workers of the tests' cluster, which this process started, by SIGKILL."""
+    family = psutil.Process().children(recursive=True)
+    workers = [one for one in family if one.cmdline()[:1] and one.cmdline()[0].startswith("ray::RayTrainWorker")]
+    random.choice(workers).kill()
 
 
 def write_config(settings: dict[str, Any], folder: Path) -> str:
@@ -53,7 +56,7 @@ def step_metrics(run: Path, checkpoint: str) -> torch.Tensor:
 
 
 def assert_same_bits(run: Path, other: Path, checkpoint: str, generators: bool = True) -> None:
-    """Weights, optimizer, scheduler, averages, every step's metrics, each rank's generators: all but times."""
+    """Compares weights, optimizer, scheduler, averages, all steps' metrics and all ranks' generators, but no times."""
     ours, theirs = weights(run, checkpoint), weights(other, checkpoint)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
@@ -78,3 +81,40 @@ def assert_equal(ours: Any, theirs: Any, where: str) -> None:
         assert torch.equal(ours, theirs), where
     else:
         assert ours == theirs, where
+
+
+def records(run: Path) -> list[dict[str, float]]:
+    """The records that curves are drawn from, without times."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in one.items() if name == "step" or name[:6] == "train/"} for one in found]
+
+
+class WorkerKiller(threading.Thread):
+    """Kills a training worker (SIGKILL) each time the run's log reaches the next of `steps`."""
+
+    def __init__(self, run: Path, steps: list[int], epoch: int, batch: int = 4) -> None:
+        """`epoch`: steps per epoch; `batch`: samples per step."""
+        super().__init__(daemon=True)
+        self._log, self._steps, self._epoch, self._batch = run / "train.log", steps, epoch, batch
+        self.killed: list[int] = []
+
+    def run(self) -> None:
+        for step in self._steps:
+            while self._step() < step:
+                time.sleep(0.02)
+            starts = self._starts()
+            kill_a_worker()
+            self.killed.append(self._step())
+            while self._starts() == starts:
+                time.sleep(0.02)
+
+    def _step(self) -> int:
+        """The step in the newest log line, whichever start of the run wrote it."""
+        lines = re.findall(r"Epoch (\d+) : (\d+) /", self._read())
+        return self._epoch * (int(lines[-1][0]) - 1) + int(lines[-1][1]) // self._batch if lines else 0
+
+    def _starts(self) -> int:
+        return self._read().count("Training vit_demo_patch16")
+
+    def _read(self) -> str:
+        return self._log.read_text() if self._log.exists() else ""

@@ -1,4 +1,4 @@
-"""What tests of slots compute in eight processes, without Ray; every number of workers is a group of some of them."""
+"""Computes in eight processes, without Ray, what tests of slots compare. A group of n of them acts as n workers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.checkpoint import made_up_batch
 from seqtrack.config import Config, parse_config
-from seqtrack.training.optimization import Batch, backward, set_determinism, train_step
 from seqtrack.training.slots import SlotGradients, find_difference, tree_sum
 from seqtrack.training.state import TrainState
+from seqtrack.training.step import Batch, Objective, backward, set_determinism, train_step
 
 SLOTS = 8
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -28,13 +28,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def slot_values(slot: int) -> Tensor:
-    """(1001,) of which no two orders of adding give the same bits; they are not halved evenly."""
+    """(1001,) values whose sum has other bits in any other order. Their number is odd, so halves are uneven."""
     generator = torch.Generator().manual_seed(slot)
     return torch.randn(1001, generator=generator) * 10.0 ** torch.randint(-4, 5, (1001,), generator=generator)
 
 
 def run(rank: int, settings: dict[str, Any], folder: str) -> None:
-    """Writes `<folder>/<rank>.pt`: name -> what this rank got; those of a group of n workers are called `n …`."""
+    """Writes `<folder>/<rank>.pt`: name -> result of this rank. Names of a group of n workers begin with `n `."""
     torch.set_num_threads(1)
     set_determinism(True)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", SLOTS), rank=rank, world_size=SLOTS)
@@ -69,7 +69,7 @@ def train(config: Config, rank: int, workers: int, group: Any) -> tuple[list[lis
     metrics = []
     for _ in range(5):
         batch = share(made_up_batch(config, 2 * SLOTS), rank, workers)
-        metrics.append(train_step(state.model, state.optimizer, batch, config, gradients).tolist())
+        metrics.append(train_step(state.model, state.optimizer, batch, Objective(config), gradients).tolist())
         state.step += 1
     digest = hashlib.sha256()
     for tensor in state.model.state_dict().values():
@@ -94,7 +94,7 @@ def compare_with_ddp(config: Config, rank: int, group: Any) -> dict[str, list[fl
         for step in range(100):
             batch = made_up_batch(config, 2 * SLOTS)
             batch = batch._replace(boxes_xywh=batch.boxes_xywh.roll(step, 0))
-            measured = train_step(model, state.optimizer, share(batch, rank, 2), config, gradients)
+            measured = train_step(model, state.optimizer, share(batch, rank, 2), Objective(config), gradients)
             dist.all_reduce(measured, group=group)
             losses[name].append(measured[0].item() / 2)
             state.step += 1
@@ -102,7 +102,7 @@ def compare_with_ddp(config: Config, rank: int, group: Any) -> dict[str, list[fl
 
 
 def compare_weights(config: Config, rank: int, group: Any) -> dict[str, str]:
-    """What `find_difference` says of equal weights, and where one bit of one worker's is another."""
+    """Answers of `find_difference` for equal weights, and after one bit of one worker's weights was flipped."""
     model = TrainState.fresh(config, rank, torch.device("cpu")).model
     said = {"equal": find_difference(model, 2, group)}
     if rank == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -26,7 +25,7 @@ TINY = [
 ]
 
 
-@pytest.mark.skipif("SEQTRACK_FULL_EPOCH" not in os.environ, reason="takes minutes; SEQTRACK_FULL_EPOCH=1 runs it")
+@pytest.mark.soak
 def test_an_epoch_of_the_coin_and_kite_experiment(cluster: None, shared_data: Path, tmp_path: Path) -> None:
     root = make_frames(shared_data / "lasot_annotations", tmp_path / "lasot")
     where = [f"DATA.ROOT={root}", f"RUN.STORAGE_PATH={tmp_path}/runs", "RUN.NAME=coin-kite", "TRAIN.EPOCH=1"]

@@ -1,101 +1,90 @@
-"""The promise: a run that is stopped, killed, resized or resumed continues as if nothing had happened, bit for bit.
+"""On a real cluster, a run that was stopped or killed continues as if nothing had happened, bit for bit.
 
-Dropout and all augmentation are on. Every run is compared with one that nothing happened to.
+Dropout and all augmentation are on. Every run is compared with one that nothing happened to. What needs no cluster is
+in `test_loop.py`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import torch
+import yaml
+from mlflow import MlflowClient
 
 from seqtrack.config import load_config
-from tests.training.runs import REPOSITORY, assert_same_bits, job, kill_a_worker, step_metrics
+from tests.training.loops import checkpoint_of, train
+from tests.training.pair import LONG
+from tests.training.runs import REPOSITORY, WorkerKiller, assert_same_bits, job, records, step_metrics
 
 STEPS_PER_EPOCH = 40
 LAST = "checkpoint_epoch_0003"
 
 
-@pytest.mark.parametrize(
-    ("start", "workers"),
-    [
-        ("checkpoint_epoch_0001", 1),
-        ("2", 2),
-        ("checkpoint_epoch_0001_step_000030", 1),
-        ("checkpoint_epoch_0001_step_000030", 2),
-    ],
-)
-def test_resumed_by_hand(whole: Callable[[int], Path], config: str, start: str, workers: int) -> None:
-    reference = whole(workers)
-    resumed = reference.with_name(f"from-{start}-{workers}")
-    arguments = ["--config", config, "--resume-from", f"{reference}/{start}"]
-    assert job.main([*arguments, f"RUN.WORKERS={workers}", f"RUN.NAME={resumed.name}"]) == 0
-    assert_same_bits(resumed, reference, LAST)
-
-
-class WorkerKiller(threading.Thread):
-    """Ends a training worker by SIGKILL each time the run's log reaches the next of some steps."""
-
-    def __init__(self, run: Path, steps: list[int], epoch: int = STEPS_PER_EPOCH, batch: int = 4) -> None:
-        """`epoch`: its steps."""
-        super().__init__(daemon=True)
-        self._log, self._steps, self._epoch, self._batch = run / "train.log", steps, epoch, batch
-        self.killed: list[int] = []
-
-    def run(self) -> None:
-        for step in self._steps:
-            while self._step() < step:
-                time.sleep(0.02)
-            starts = self._starts()
-            kill_a_worker()
-            self.killed.append(self._step())
-            while self._starts() == starts:
-                time.sleep(0.02)
-
-    def _step(self) -> int:
-        """Of the newest line, whichever start wrote it."""
-        lines = re.findall(r"Epoch (\d+) : (\d+) /", self._read())
-        return self._epoch * (int(lines[-1][0]) - 1) + int(lines[-1][1]) // self._batch if lines else 0
-
-    def _starts(self) -> int:
-        return self._read().count("Training vit_demo_patch16")
-
-    def _read(self) -> str:
-        return self._log.read_text() if self._log.exists() else ""
-
-
-@pytest.mark.parametrize("workers", [1, 2], ids=["one-worker", "two-workers"])
-def test_workers_killed_at_five_steps(whole: Callable[[int], Path], config: str, workers: int) -> None:
-    reference = whole(workers)
-    run = reference.with_name(f"killed{workers}")
-    steps = sorted(random.Random(workers).sample(range(4, 112, 4), 5))
-    killer = WorkerKiller(run, steps)
-    killer.start()
-    arguments = [f"RUN.WORKERS={workers}", f"RUN.NAME={run.name}", "RUN.MAX_FAILURES=5"]
-    assert job.main(["--config", config, *arguments]) == 0
-    assert len(killer.killed) == 5, f"killed at {killer.killed} only"
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_cluster_trains_as_the_loop_alone(
+    whole: Callable[[int], Path], looped: Path, together: Path, workers: int
+) -> None:
+    """So the results of tests of the loop hold on a cluster, too, whose samples come from many processes."""
+    run, reference = whole(workers), {1: looped, 2: together / "pair"}[workers]
     assert_same_bits(run, reference, LAST)
     assert records(run) == records(reference)
 
 
-def records(run: Path) -> list[dict[str, float]]:
-    """What curves are drawn from, without times."""
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in one.items() if name == "step" or name[:6] == "train/"} for one in found]
+def test_a_run_leaves_a_log_checkpoints_and_curves_and_says_where(whole: Callable[[int], Path]) -> None:
+    run = whole(1)
+    console, log = run.with_suffix(".console").read_text(), (run / "train.log").read_text()
+    assert "4 sequences, 120 frames, 158 samples and 40 steps an epoch, 3 epochs, seed 3" in log
+    assert "Starting weights : random" in log
+    assert re.findall(r"Epoch (\d) of 3 done in .*waited for data [\d.]+% of the time", log) == ["1", "2", "3"]
+    assert log in console
+    names = [f"checkpoint_epoch_000{epoch}_step_0000{step}" for epoch in range(3) for step in (10, 20, 30)]
+    names += [f"checkpoint_epoch_000{epoch}" for epoch in (1, 2, 3)]
+    assert sorted(path.name for path in run.glob("checkpoint_epoch*")) == sorted(names)
+    files = sorted(path.name for path in (run / LAST).iterdir())
+    assert files == ["SHA256SUMS", "meta.json", "model.safetensors", "rng_rank_0000.pt", "state.pt"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["TRAIN"]["LR"] == 0.001
+    assert f"--resume-from {run}/{LAST} TRAIN.EPOCH=6" in console
+
+    store = f"sqlite:///{run.parent}/mlflow.db"
+    assert f"ui --backend-store-uri {store}" in console
+    meta = json.loads((run / LAST / "meta.json").read_text())
+    client = MlflowClient(store)
+    mlflow_run = client.get_run(meta["mlflow_run_id"])
+    assert (mlflow_run.info.status, mlflow_run.info.run_name) == ("FINISHED", "whole1")
+    assert mlflow_run.data.params["TRAIN.LR"] == "0.001"
+    run_id = mlflow_run.info.run_id
+    assert [point.step for point in client.get_metric_history(run_id, "train/loss")] == [*range(2, 121, 2)]
+    epochs = [point.value for point in client.get_metric_history(run_id, "epoch/loss")]
+    assert epochs == [summary["loss"] for summary in meta["history"]]
+
+
+def test_workers_killed_twice(whole: Callable[[int], Path], config: str) -> None:
+    """The log says why workers were started again; only the newest checkpoints are kept, as asked."""
+    reference = whole(2)
+    run = reference.with_name("killed")
+    killer = WorkerKiller(run, [24, 92], STEPS_PER_EPOCH)
+    killer.start()
+    arguments = ["RUN.WORKERS=2", f"RUN.NAME={run.name}", "RUN.MAX_FAILURES=4", "TRAIN.KEEP_CHECKPOINTS=2"]
+    assert job.main(["--config", config, *arguments]) == 0
+    assert len(killer.killed) == 2, f"killed at {killer.killed} only"
+    assert_same_bits(run, reference, LAST)
+    assert records(run) == records(reference)
+    log = (run / "train.log").read_text()
+    why = re.findall(r"Worker [01] failed \(\w+: .+\); failure (\d), and RUN.MAX_FAILURES permits 4", log)
+    assert why[:1] == ["1"] and why[-1:] == ["2"], log
+    left = sorted(path.name for path in run.glob("checkpoint_epoch*"))
+    assert left == ["checkpoint_epoch_0002_step_000030", LAST]
 
 
 class Process:
@@ -121,7 +110,7 @@ class Process:
         self._process.send_signal(number)
 
     def kill_cluster(self) -> None:
-        """The job and every process that it started, at once."""
+        """Kills the job and every process that it started, at once."""
         family = [self._process, *psutil.Process(self._process.pid).children(recursive=True)]
         for process in family:
             process.kill()
@@ -132,18 +121,15 @@ class Process:
         return self._process.wait()
 
 
-def test_the_job_killed_then_asked_to_stop_then_its_whole_cluster_killed(
-    whole: Callable[[int], Path], config: str
-) -> None:
-    """Each time the same command is given again."""
-    workers = 2
-    reference = whole(workers)
-    run = reference.with_name(f"interrupted{workers}")
-    arguments = (config, f"RUN.WORKERS={workers}", f"RUN.NAME={run.name}")
+def test_the_whole_cluster_killed_then_the_job_asked_to_stop(whole: Callable[[int], Path], config: str) -> None:
+    """After each interruption, the same command is run again."""
+    reference = whole(2)
+    run = reference.with_name("interrupted")
+    arguments = (config, "RUN.WORKERS=2", f"RUN.NAME={run.name}")
 
     process = Process(*arguments)
     process.read_until("Epoch 1 : 120")
-    process.send(signal.SIGKILL)
+    process.kill_cluster()
     process.end()
 
     process = Process(*arguments)
@@ -157,149 +143,41 @@ def test_the_job_killed_then_asked_to_stop_then_its_whole_cluster_killed(
 
     process = Process(*arguments)
     process.read_until(f"Restored {stopped[2]}")
-    process.read_until("Epoch 3 : 80")
-    process.kill_cluster()
-    process.end()
-
-    process = Process(*arguments)
-    process.read_until("Restored")
     assert process.end() == 0
     assert_same_bits(run, reference, LAST)
 
 
-@pytest.fixture(scope="module")
-def long(cluster: None, config: str, settings: dict[str, Any]) -> tuple[str, Path]:
-    """A run of one epoch that is long enough for nodes to come and go: its settings' file, and its folder."""
-    changes: dict[str, Any] = {
-        "DATA.TRAIN.SAMPLE_PER_EPOCH": 2000,
-        "TRAIN.EPOCH": 1,
-        "TRAIN.CHECKPOINT_EVERY_STEPS": None,
-    }
-    changes |= {"RUN.WORKERS": 2, "RUN.CPUS_PER_WORKER": 0.5}
+def test_nodes_that_come_and_go(cluster: None, together: Path, config: str) -> None:
+    """A checkpoint is written at the announcement. Samples are made on the node that is labelled for it, as long as it
+    is there and has room, and then elsewhere."""
+    run, reference = together / "nodes", together / "long"
+    settings = LONG | {"RUN.WORKERS": 2, "RUN.CPUS_PER_WORKER": 0.5, "TRAIN.CHECKPOINT_EVERY_STEPS": 80}
     file = Path(config).with_name("long.yaml")
-    file.write_text(load_config(config).with_settings(changes).to_yaml())
-    assert job.main(["--config", str(file), "RUN.NAME=long"]) == 0
-    return str(file), Path(settings["RUN"]["STORAGE_PATH"], "long")
-
-
-def test_a_node_that_is_announced_to_go_and_goes(long: tuple[str, Path]) -> None:
-    """A checkpoint is written at the announcement, and the rest is trained elsewhere from there."""
-    file, reference = long
-    run = reference.with_name("preempted")
-    output = train_on_nodes("announced", run, file)
-    log = (run / "train.log").read_text()
-    announced = re.search(r"Preemption : a node of this run is about to go; writing a checkpoint at step (\d+)", log)
-    assert announced is not None, log
-    assert "the node is gone" in output
-    assert f"{run}/checkpoint_epoch_0000_step_{int(announced[1]):06d} : step {announced[1]}" in log
-    assert_same_bits(run, reference, "checkpoint_epoch_0001")
-
-
-def test_a_training_node_replaced_and_the_data_node_lost(long: tuple[str, Path]) -> None:
-    """Samples are made on the node that is labelled for it, as long as it is there and has room, and then elsewhere."""
-    file, reference = long
-    run = reference.with_name("nodes")
-    placement = ["RUN.WORKER_LABELS={seqtrack-role: train}", "RUN.DATA_CPUS=2"]
-    output = train_on_nodes("come_and_go", run, file, "TRAIN.CHECKPOINT_EVERY_STEPS=80", *placement)
-    made = re.search(r"(\d+) of (\d+) blocks of samples were made on the data node", output)
-    assert made is not None and int(made[1]) > int(made[2]) / 2, output
-    assert "the nodes are gone" in output
-    assert (run / "train.log").read_text().count("Training vit_demo_patch16 on 2 workers") == 2
-    assert_same_bits(run, reference, "checkpoint_epoch_0001")
-
-
-def train_on_nodes(story: str, run: Path, config: str, *arguments: str) -> str:
-    """What a training printed on a cluster to whose nodes this happens."""
-    program = [sys.executable, "-m", "tests.training.nodes", story, str(run), "--config", config, *arguments]
+    file.write_text(load_config(config).with_settings(settings).to_yaml())
+    program = [sys.executable, "-m", "tests.training.nodes", str(run), "--config", str(file)]
+    program += ["RUN.WORKER_LABELS={seqtrack-role: train}", "RUN.DATA_CPUS=2"]
     environment = os.environ | {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
     environment.pop("RAY_ADDRESS", None)
     ended = subprocess.run(program, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
-
-
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_other_numbers_of_workers_get_the_same_batches(
-    cluster: None, config: str, settings: dict[str, Any], before: int, after: int
-) -> None:
-    """Without dropout the losses agree to rounding: gradients are summed in another order.
-
-    That the samples of every step are the same is what `check_batch` makes sure of in each of them.
-    """
-    runs = Path(settings["RUN"]["STORAGE_PATH"])
-    plain = ["--config", config, "MODEL.DECODER.DROPOUT=0", "MODEL.ENCODER.DROP_PATH=0"]
-    reference = runs / f"plain{before}"
-    assert job.main([*plain, f"RUN.WORKERS={before}", f"RUN.NAME={reference.name}", "TRAIN.EPOCH=2"]) == 0
-    resumed = runs / f"plain{before}to{after}"
-    start = f"{reference}/checkpoint_epoch_0001"
-    assert job.main([*plain, "--resume-from", start, f"RUN.WORKERS={after}", f"RUN.NAME={resumed.name}"]) == 0
-    ours = step_metrics(resumed, LAST)[STEPS_PER_EPOCH : STEPS_PER_EPOCH + 20, 0]
-    theirs = step_metrics(reference, "checkpoint_epoch_0002")[STEPS_PER_EPOCH : STEPS_PER_EPOCH + 20, 0]
-    assert not torch.equal(ours, torch.zeros(20))
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
-
-
-@pytest.fixture(scope="module")
-def small(cluster: None, config: str, settings: dict[str, Any]) -> Path:
-    """A run of one epoch that follows the cluster, and keeps two checkpoints."""
-    run = Path(settings["RUN"]["STORAGE_PATH"], "small")
-    arguments = ["--config", config, f"RUN.NAME={run.name}", "TRAIN.EPOCH=1", "--workers", "1:2"]
-    assert job.main([*arguments, "TRAIN.KEEP_CHECKPOINTS=2"]) == 0
-    return run
-
-
-def test_a_range_of_workers_takes_what_the_cluster_has(small: Path) -> None:
-    """Four CPUs have room for two workers of one CPU each, beside the data."""
-    assert re.search(r"Training .* on [12] worker", (small / "train.log").read_text())
-
-
-def test_only_the_newest_checkpoints_are_kept_where_asked(small: Path) -> None:
-    left = sorted(path.name for path in small.glob("checkpoint_epoch*"))
-    assert left == ["checkpoint_epoch_0000_step_000030", "checkpoint_epoch_0001"]
-
-
-def test_where_writing_is_slower_than_training_one_checkpoint_at_a_time_is_under_way(
-    cluster: None, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A copy of the state is made (+) only when the one before it has been written (-)."""
-    order = tmp_path / "order"
-
-    def train_on_a_slow_disk(settings: dict[str, Any]) -> Any:
-        from seqtrack.training import worker
-
-        snapshot, write = worker.TrainState.snapshot, worker.write_checkpoint
-
-        def note(sign: str) -> None:
-            with order.open("a") as file:
-                file.write(sign)
-
-        def noted_snapshot(state: Any) -> Any:
-            note("+")
-            return snapshot(state)
-
-        def slow_write(*arguments: Any) -> None:
-            time.sleep(0.5)
-            write(*arguments)
-            note("-")
-
-        monkey = pytest.MonkeyPatch()  # this process is the worker's, and ends with it
-        monkey.setattr(worker.TrainState, "snapshot", noted_snapshot)
-        monkey.setattr(worker, "write_checkpoint", slow_write)
-        return worker.train_worker(settings)
-
-    monkeypatch.setattr("seqtrack.training.trainer.train_worker", train_on_a_slow_disk)
-    often = ["TRAIN.EPOCH=1", "TRAIN.CHECKPOINT_EVERY_STEPS=5", "TRAIN.KEEP_CHECKPOINTS=1"]
-    assert job.main(["--config", config, "RUN.NAME=slow", f"RUN.STORAGE_PATH={tmp_path}/runs", *often]) == 0
-    assert order.read_text() == "+-" * 8
-    assert [path.name for path in tmp_path.glob("runs/slow/checkpoint_epoch*")] == ["checkpoint_epoch_0001"]
+    log = (run / "train.log").read_text()
+    announced = re.search(r"Preemption : a node of this run is about to go; writing a checkpoint at step (\d+)", log)
+    assert announced is not None, log
+    assert f"Restored {run}/checkpoint_epoch_0000_step_" in log
+    restored = [int(step) for step in re.findall(r"Restored \S+ : step (\d+)", log)]
+    assert restored[0] >= int(announced[1]), "what was written at the announcement was not used"
+    made = re.search(r"(\d+) of (\d+) blocks of samples were made on the data node", ended.stdout)
+    assert made is not None and int(made[1]) > int(made[2]) / 2, ended.stdout
+    assert "the data node is gone" in ended.stdout
+    assert log.count("Training vit_demo_patch16 on 2 workers") == 3
+    assert_same_bits(run, reference, "checkpoint_epoch_0001")
 
 
 def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(
-    whole: Callable[[int], Path], config: str, capsys: pytest.CaptureFixture[str]
+    looped: Path, config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reference = whole(1)
-    run = reference.with_name("damaged")
-    shutil.copytree(reference, run)
+    run = looped.with_name("damaged")
+    shutil.copytree(looped, run)
     state = run / LAST / "state.pt"
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
@@ -331,7 +209,8 @@ def test_a_full_disk_stops_the_run_with_a_line_and_leaves_the_checkpoint_before_
         assert "To go on from the newest checkpoint: " in error
         left = sorted(path.name for path in (small / "full").glob("*checkpoint_epoch*"))
         assert left and not any(name.startswith(".") for name in left)
-        elsewhere = [*run[:2], "--resume-from", f"{small}/full/latest", f"RUN.STORAGE_PATH={tmp_path}/runs"]
-        assert job.main([*elsewhere, "RUN.NAME=saved", "TRAIN.EPOCH=1"]) == 0
+        elsewhere = {"RUN.STORAGE_PATH": str(tmp_path / "runs"), "RUN.NAME": "saved", "TRAIN.EPOCH": 1}
+        full = load_config(config, [f"RUN.STORAGE_PATH={small}", "RUN.NAME=full"])
+        assert train(full.with_settings(elsewhere), checkpoint_of(full, left[-1])).step == STEPS_PER_EPOCH
     finally:
         subprocess.run(["umount", str(small)], check=True)

@@ -33,7 +33,7 @@ sys.path = [folder for folder in sys.path if folder != {repository!r}]
 @dataclass(frozen=True)
 class Cluster:
     address: str
-    """Of its dashboard, which takes jobs."""
+    """Address of its dashboard, which accepts jobs."""
     home: Path
     token: str
 

@@ -10,19 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pyarrow import fs
 
 from seqtrack.config import Config
-from seqtrack.training.checkpoint import CheckpointError, Contents, generator_file, write_checkpoint
-from seqtrack.training.optimization import Batch, train_step
-from seqtrack.training.state import (
-    TrainState,
-    changed_since,
-    check_allowed,
-    generator_states,
-    load_generators,
-    seed_generators,
-)
+from seqtrack.runs.checkpoint import CheckpointError, Contents, generator_file, write_checkpoint
+from seqtrack.runs.compatibility import changed_since, check_allowed
+from seqtrack.training.state import TrainState, generator_states, load_generators, seed_generators
+from seqtrack.training.step import Batch, Objective, train_step
+from tests.folders import stored_at
 
 CPU = torch.device("cpu")
 
@@ -40,7 +34,9 @@ def make_batch(step: int) -> Batch:
 def train(state: TrainState, config: Config, stop: int) -> None:
     state.model.train()
     while state.step < stop:
-        loss, iou, grad_norm = train_step(state.model, state.optimizer, make_batch(state.step), config).tolist()
+        loss, iou, grad_norm = train_step(
+            state.model, state.optimizer, make_batch(state.step), Objective(config)
+        ).tolist()
         state.meter.add(loss, iou, grad_norm)
         state.metrics.append((loss, iou, grad_norm, state.optimizer.param_groups[0]["lr"]))
         state.step += 1
@@ -54,7 +50,7 @@ DATASET = {"sequences": 4, "frames": 120, "fingerprint": "0123456789abcdef"}
 
 def save(state: TrainState, config: Config, folder: Path) -> Path:
     contents = Contents(*state.snapshot(), [generator_states()], state.meta(config, dataset=DATASET))
-    write_checkpoint(contents, fs.LocalFileSystem(), str(folder))
+    write_checkpoint(contents, stored_at(folder))
     return folder
 
 

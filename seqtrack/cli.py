@@ -1,0 +1,55 @@
+"""The `seqtrack` command: one program for each module of `seqtrack.commands`.
+
+It imports no more than the settings until a program really starts, so that help and mistakes in what was typed are
+answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+import shtab
+
+from seqtrack.commands import convert_weights, deliver, fetch_lasot, pack_lasot, reproduce, sweep, train
+from seqtrack.commands.program import run_program
+from seqtrack.environment import command
+
+PROGRAMS = {
+    module.__name__.rpartition(".")[2].replace("_", "-"): module
+    for module in (train, reproduce, sweep, fetch_lasot, pack_lasot, deliver, convert_weights)
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `PROGRAM ARGUMENT …` and returns its exit code. Raises SystemExit for help and for wrong arguments."""
+    parser, programs = make_parsers()
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name not in programs:
+        parser.parse_args([name, *rest])
+        return 0
+    options = programs[name].parse_intermixed_args(rest)
+    to_go_on = options.to_go_on and options.to_go_on.format(command=shlex.join(command(name, rest)))
+    return run_program(partial(PROGRAMS[name].run, options), to_go_on)
+
+
+def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the command, and those of its programs by name.
+
+    Those are called by themselves: only so can options stand between values of KEY=VALUE.
+    """
+    parser = argparse.ArgumentParser("seqtrack", description="Train SeqTrack, a visual object tracker, on Ray.")
+    shtab.add_argument_to(parser, help="print a script that makes the shell complete this command")
+    choices = parser.add_subparsers(metavar="PROGRAM", title="programs", required=True)
+    programs = {}
+    for name, module in PROGRAMS.items():
+        summary, _, more = str(module.__doc__).partition("\n")
+        programs[name] = choices.add_parser(
+            name, help=summary, description=f"{summary}\n{more}", formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        programs[name].set_defaults(to_go_on=None)
+        module.add_arguments(programs[name])
+    return parser, programs

@@ -1,0 +1,56 @@
+"""Plans the resources of a run: CPUs and GPUs for its workers, and the rest for its data tasks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import ray
+
+from seqtrack.config import Config, ConfigError
+from seqtrack.data.batches import Placement
+
+
+class Resources(NamedTuple):
+    """Resources that a run takes from the cluster."""
+
+    cpus_per_worker: float
+    gpus_per_worker: float
+    placement: Placement
+    """Where the data tasks run."""
+
+
+def cluster_resources() -> dict[str, float]:
+    """`CPU` and `GPU` of the cluster, at its largest if it can grow, and `nodes`, the number of nodes with CPUs."""
+    present = ray.cluster_resources()
+    largest = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+    most = {name: max(present.get(name, 0.0), largest.get(name, 0.0)) for name in ("CPU", "GPU")}
+    return most | {"nodes": float(max(nodes, 1))}
+
+
+def plan_resources(config: Config, cluster: dict[str, float]) -> Resources:
+    """Divides the cluster between workers and data tasks, so that they never wait for each other's CPUs.
+
+    Raises ConfigError if the cluster is too small.
+    """
+    run, cpus, gpus = config.RUN, cluster["CPU"], cluster["GPU"]
+    gpus_per_worker = run.GPUS_PER_WORKER if run.GPUS_PER_WORKER is not None else float(gpus > 0)
+    fewest = run.MIN_WORKERS or run.WORKERS
+    if fewest * gpus_per_worker > gpus:
+        raise ConfigError(
+            f"RUN.WORKERS {fewest} × {gpus_per_worker:g} GPUs asked for, and the cluster has {gpus:g} "
+            "(RUN.GPUS_PER_WORKER=0 trains on CPUs)"
+        )
+    # At most half of the CPUs by default, so that the data pipeline has the other half.
+    default = min(1.0, int(cpus / (2 * run.WORKERS) * 1000) / 1000)
+    cpus_per_worker = run.CPUS_PER_WORKER if run.CPUS_PER_WORKER is not None else default
+    left = cpus - fewest * cpus_per_worker
+    if left < 0.01:
+        raise ConfigError(
+            f"RUN.WORKERS {fewest} × {cpus_per_worker:g} CPUs leave none of the cluster's {cpus:g} for the data "
+            "pipeline (smaller RUN.CPUS_PER_WORKER or fewer RUN.WORKERS)"
+        )
+    # However the workers are spread, some node has this much left: a data task cannot be split over nodes.
+    left_by_all = cpus - run.WORKERS * cpus_per_worker
+    cpus_per_task = min(1.0, int((left_by_all if left_by_all > 0 else left) / cluster["nodes"] * 1000) / 1000)
+    return Resources(cpus_per_worker, gpus_per_worker, Placement(cpus_per_task, run.DATA_CPUS, run.DATA_LABELS))

@@ -1,0 +1,28 @@
+"""Bring MLflow up to date with a run's folder.
+
+Sends what MLflow lacks of the run, for instance because its server was away when the run ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from seqtrack.commands.program import ProgramError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", metavar="RUN", help="folder or URI of the run")
+
+
+def run(options: argparse.Namespace) -> int:
+    from mlflow.exceptions import MlflowException
+
+    from seqtrack.integrations.mlflow import deliver
+    from seqtrack.integrations.mlflow_store import explain
+
+    try:
+        mirror = deliver(options.run_folder)
+    except (MlflowException, OSError) as error:
+        raise ProgramError(explain(error)) from error
+    print(f"MLflow run {mirror.state.run_id} is up to date with {options.run_folder}")
+    return 0

@@ -1,0 +1,166 @@
+"""Train SeqTrack on Ray.
+
+Joins the Ray cluster at RAY_ADDRESS, or one that runs on this machine, or starts one. With the same RUN.NAME, the same
+command goes on with a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import shlex
+import signal
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seqtrack.commands.program import ProgramError, add_settings
+from seqtrack.config import (
+    Config,
+    ConfigError,
+    check_supported,
+    load_config,
+    parse_config,
+    setting_docs,
+    with_overrides,
+)
+from seqtrack.environment import command
+from seqtrack.runs.allowances import check_allowances
+
+if TYPE_CHECKING:
+    from seqtrack.experiments.train import Outcome
+    from seqtrack.runs.checkpoint import OpenedCheckpoint
+
+RUNS_PAGE = "/#/experiments?workflowType=machine_learning"
+"""The page of an MLflow server with the runs; without it the server opens its pages about language models."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_settings(parser)
+    parser.add_argument(
+        "--resume-from",
+        metavar="PATH",
+        help="go on from a checkpoint: folder or URI (s3, gs, hf) of one, or of a run (or RUN/latest); RUN/3: epoch 3",
+    )
+    parser.add_argument(
+        "--allow-changed",
+        metavar="KEY,…",
+        type=lambda keys: keys.split(","),
+        default=[],
+        help="settings, packages or `dataset` that may differ from the checkpoint's",
+    )
+    parser.add_argument("--workers", metavar="N|MIN:MAX", help="RUN.WORKERS, or a range that follows the cluster")
+    parser.add_argument("--settings", action="store_true", help="list every setting, its default and meaning")
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.settings:
+        for key, default, meaning in setting_docs():
+            print(f"{key} = {default}\n{textwrap.indent(meaning, '    ')}")
+        return 0
+    check_allowances(options.allow_changed)
+    config = settings_from_file(options) if options.config else None
+    if config is None and not options.resume_from:
+        raise ConfigError("--config NAME|FILE is needed, or --resume-from PATH, which brings its own settings")
+
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from seqtrack.experiments.prepare import open_start
+    from seqtrack.experiments.train import run_training
+    from seqtrack.training.loop import HopelessError
+    from seqtrack.training.trainer import explain_failure
+
+    start = options.resume_from
+    if config is None:
+        start = open_start(options.resume_from)
+        config = settings_from_checkpoint(options, start)
+    go_on = again(options, config)
+    try:
+        outcome = run_training(config, start, options.allow_changed)
+    except (HopelessError, TrainingFailedError) as error:
+        raise ProgramError(
+            f"training failed: {explain_failure(error)}\nTo go on from the newest checkpoint: {go_on}"
+        ) from error
+    if outcome.stopped_by is not None:
+        print_stopped(outcome, go_on)
+        return 128 + outcome.stopped_by
+    print_outcome(outcome)
+    return 0
+
+
+def settings_from_file(options: argparse.Namespace) -> Config:
+    config = named(load_config(options.config, overrides(options)), Path(options.config).stem)
+    check_supported(config)
+    return config
+
+
+def settings_from_checkpoint(options: argparse.Namespace, start: OpenedCheckpoint) -> Config:
+    """The settings that the checkpoint was made with, for another run."""
+    values = start.meta["config"]
+    run = values["RUN"] | {"NAME": None}
+    config = parse_config(values | {"RUN": run}, f"{options.resume_from}/meta.json")
+    return named(with_overrides(config, overrides(options)), f"{values['RUN']['NAME']}-resumed")
+
+
+def overrides(options: argparse.Namespace) -> list[str]:
+    """KEY=VALUE, those that `--workers` stands for included."""
+    if options.workers is None:
+        return list(options.overrides)
+    fewest, _, most = options.workers.rpartition(":")
+    return [*options.overrides, f"RUN.WORKERS={most}", f"RUN.MIN_WORKERS={fewest or 'null'}"]
+
+
+def named(config: Config, stem: str) -> Config:
+    """With a RUN.NAME: the given one, else `stem` and the time."""
+    if config.RUN.NAME is not None:
+        return config
+    return config.with_settings({"RUN.NAME": f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"})
+
+
+def again(options: argparse.Namespace, config: Config) -> str:
+    """The command that goes on with this run."""
+    arguments: list[str] = []
+    for flag, value in (("--config", options.config), ("--resume-from", options.resume_from)):
+        arguments += [flag, value] if value else []
+    if options.allow_changed:
+        arguments += ["--allow-changed", ",".join(options.allow_changed)]
+    arguments += [override for override in overrides(options) if not override.startswith("RUN.NAME=")]
+    return shown([*arguments, f"RUN.NAME={config.RUN.NAME}"])
+
+
+def shown(arguments: Sequence[str]) -> str:
+    return shlex.join(command("train", arguments))
+
+
+def print_stopped(outcome: Outcome, go_on: str) -> None:
+    name = signal.Signals(outcome.stopped_by or 0).name
+    print(f"\nStopped by {name} after step {outcome.step}; the checkpoint is {outcome.last_checkpoint}")
+    print(f"To go on: {go_on}")
+
+
+def print_outcome(outcome: Outcome) -> None:
+    if outcome.history:
+        first, last = outcome.history[0], outcome.history[-1]
+        print(
+            f"\nFinished. Loss {first['loss']:.4f} -> {last['loss']:.4f}, "
+            f"IoU {first['iou']:.4f} -> {last['iou']:.4f} (epoch {first['epoch']} -> {last['epoch']})"
+        )
+    print(f"Checkpoints and log:  {outcome.folder}")
+    if outcome.last_checkpoint is not None and outcome.history:
+        epochs = int(outcome.history[-1]["epoch"])
+        more = ["--resume-from", outcome.last_checkpoint, f"TRAIN.EPOCH={2 * epochs}"]
+        print(f"Train on:             {shown(more)}")
+    if outcome.tracking_uri.startswith("http"):
+        print(f"Look at the curves:   {outcome.tracking_uri.rstrip('/')}{RUNS_PAGE}")
+    else:
+        print(f"Look at the curves:   {beside_python('mlflow')} ui --backend-store-uri {outcome.tracking_uri}")
+        print(f"                      then open http://127.0.0.1:5000{RUNS_PAGE}")
+
+
+def beside_python(name: str) -> str:
+    """How to call a program of this environment from the current folder."""
+    path = Path(sys.executable).with_name(name)
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,38 @@
+"""Every setting of a run: its type, its default, its meaning, and the checks that need no data."""
+
+from seqtrack.config.config import SETTINGS_FILE, Config, ConfigError, parse_config, setting_docs
+from seqtrack.config.loading import find_recipe, load_config, load_settings, read_yaml, recipe_names, with_overrides
+from seqtrack.config.settings import (
+    DataConfig,
+    DataTrainConfig,
+    PositiveFloat,
+    PositiveInt,
+    SearchConfig,
+    SyntheticConfig,
+    TemplateConfig,
+    TrainConfig,
+)
+from seqtrack.config.supported import check_supported
+
+__all__ = [
+    "SETTINGS_FILE",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "DataTrainConfig",
+    "PositiveFloat",
+    "PositiveInt",
+    "SearchConfig",
+    "SyntheticConfig",
+    "TemplateConfig",
+    "TrainConfig",
+    "check_supported",
+    "find_recipe",
+    "load_config",
+    "load_settings",
+    "parse_config",
+    "read_yaml",
+    "recipe_names",
+    "setting_docs",
+    "with_overrides",
+]

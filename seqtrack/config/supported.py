@@ -1,0 +1,19 @@
+"""Refuses published settings that this project does not support."""
+
+from __future__ import annotations
+
+from seqtrack.config.config import Config, ConfigError
+
+
+def check_supported(config: Config) -> None:
+    """Raises ConfigError for a published setting that this project does not support, and for a missing DATA.ROOT."""
+    others = [name for name in config.DATA.TRAIN.DATASETS_NAME if name != "LASOT"]
+    if others:
+        raise ConfigError(
+            f"DATA.TRAIN.DATASETS_NAME: {', '.join(others)} cannot be trained on here, only LASOT "
+            "(DATA.TRAIN.DATASETS_NAME=[LASOT] DATA.TRAIN.DATASETS_RATIO=[1])"
+        )
+    if config.DATA.SAMPLER_MODE != "order":
+        raise ConfigError(f"DATA.SAMPLER_MODE {config.DATA.SAMPLER_MODE} is not supported, only order")
+    if config.DATA.ROOT is None:
+        raise ConfigError("DATA.ROOT is not set: the LaSOT folder or URI, or `synthetic` for a small made-up data set")

@@ -1,0 +1,1 @@
+"""Whole experiments: prepared, trained, trained twice and compared; data sets packed."""

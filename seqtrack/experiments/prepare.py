@@ -1,0 +1,149 @@
+"""From settings to a run that can start: everything that can be known before a cluster is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyarrow import ArrowException, fs
+
+from seqtrack.config import Config, check_supported
+from seqtrack.data.datasets.synthetic import ensure_synthetic
+from seqtrack.data.open import Data, open_data
+from seqtrack.integrations import hub
+from seqtrack.locations import absolute, lasting
+from seqtrack.model.seqtrack import build_model
+from seqtrack.model.weights import Weights, starting_weights
+from seqtrack.runs.checkpoint import (
+    CheckpointError,
+    OpenedCheckpoint,
+    StoredCheckpoint,
+    find_checkpoint,
+    newest_checkpoint,
+    open_checkpoint,
+)
+from seqtrack.runs.compatibility import changed_since, check_allowed, check_model_fits
+from seqtrack.runs.folder import RunFolder, open_run
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run whose settings, data, folder and start have been opened and checked."""
+
+    config: Config
+    """With absolute paths."""
+    data: Data
+    dataset: dict[str, Any]
+    """What checkpoints say about the data."""
+    run: RunFolder
+    start: OpenedCheckpoint | None
+    """Where it starts; None for a new run."""
+    continued: bool
+    """Whether `start` is the run's own newest checkpoint."""
+    weights: Weights
+    """Initial weights of a new run; names that are missing keep their random values."""
+    weights_source: str
+    """Where the weights are from, for the log."""
+
+
+def prepare(
+    config: Config,
+    resume_from: OpenedCheckpoint | str | None = None,
+    allow_changed: Collection[str] = (),
+    data: Data | None = None,
+) -> PreparedRun:
+    """Opens and checks all that a training needs. A run that has checkpoints is continued from the newest.
+
+    `resume_from`: where a run without checkpoints starts; a location, as of `open_start`, is opened only for such a
+    run, for it may be gone when the run goes on. `allow_changed`: settings, packages or `dataset` that may
+    differ from the checkpoint's. `data`: given if `config` is settled and its data are open, as for the second phase of
+    an experiment or the trials of a sweep. Raises InputError.
+    """
+    if data is None:
+        config, data = open_experiment(config)
+    run = open_run(config, allow_changed)
+    dataset = data.index.describe()
+    own = newest_checkpoint(run)
+    if own is not None:
+        start: OpenedCheckpoint | None = open_checkpoint(own)
+    else:
+        start = open_start(resume_from) if isinstance(resume_from, str) else resume_from
+    if start is None:
+        return PreparedRun(config, data, dataset, run, None, False, *starting_weights(config))
+    check_start(config, start, dataset, allow_changed, finished_is_fine=own is not None)
+    return PreparedRun(config, data, dataset, run, start, own is not None, {}, start.path)
+
+
+def open_experiment(config: Config) -> tuple[Config, Data]:
+    """The settings with absolute paths, and the data they name. Raises ConfigError or DataError."""
+    check_supported(config)
+    config = settle_paths(config)
+    return config, open_data(config)
+
+
+def settle_paths(config: Config) -> Config:
+    """Writes the synthetic data set if it is asked for, and makes local paths absolute: workers run elsewhere."""
+    settled: dict[str, Any] = {
+        "RUN.STORAGE_PATH": lasting(config.RUN.STORAGE_PATH),
+        "DATA.SYNTHETIC.PATH": lasting(config.DATA.SYNTHETIC.PATH),
+    }
+    if config.DATA.ROOT == "synthetic":
+        settled["DATA.ROOT"] = str(ensure_synthetic(config.with_settings(settled).DATA.SYNTHETIC))
+    elif config.DATA.ROOT is not None:
+        settled["DATA.ROOT"] = absolute(config.DATA.ROOT)
+    if config.DATA.SPLIT.endswith(".txt"):
+        settled["DATA.SPLIT"] = absolute(config.DATA.SPLIT)
+    if config.MODEL.WEIGHTS is not None:
+        settled["MODEL.WEIGHTS"] = absolute(config.MODEL.WEIGHTS)
+    if config.MODEL.ENCODER.PRETRAIN_FILE is not None:
+        settled["MODEL.ENCODER.PRETRAIN_FILE"] = absolute(config.MODEL.ENCODER.PRETRAIN_FILE)
+    return config.with_settings(settled)
+
+
+def open_start(location: str) -> OpenedCheckpoint:
+    """The checkpoint that a path or URI means (as `find_checkpoint`), verified. Raises CheckpointError.
+
+    One on the Hub (`hf://user/repo/checkpoints/NAME`) is downloaded to this machine.
+    """
+    if location.startswith(hub.SCHEME):
+        folder = hub.fetch_checkpoint(location)
+        run = RunFolder(fs.LocalFileSystem(), str(folder.parent), location)
+        return open_checkpoint(StoredCheckpoint(run, folder.name))
+    return open_checkpoint(find_checkpoint(location))
+
+
+def check_start(
+    config: Config,
+    start: OpenedCheckpoint,
+    dataset: dict[str, Any],
+    allow_changed: Collection[str] = (),
+    finished_is_fine: bool = False,
+) -> None:
+    """Raises CheckpointError if going on from a checkpoint would not be exact, or nothing is left to train."""
+    meta, path = start.meta, start.path
+    with torch.device("meta"):
+        model = build_model(config)
+    check_model_fits(start.shapes, model, path)
+    if meta["steps_per_epoch"] != config.steps_per_epoch:
+        raise CheckpointError(
+            f"{path}: has {meta['steps_per_epoch']} steps an epoch, these settings {config.steps_per_epoch}"
+        )
+    check_allowed(changed_since(meta, config, dataset), allow_changed, path)
+    if meta["step"] >= config.total_steps and not finished_is_fine:
+        raise CheckpointError(
+            f"{path}: has finished epoch {meta['epoch']}, and TRAIN.EPOCH is {config.TRAIN.EPOCH}: nothing is left "
+            f"to train (TRAIN.EPOCH={meta['epoch'] + config.TRAIN.EPOCH} goes on)"
+        )
+
+
+def keep_start(start: StoredCheckpoint, run: RunFolder) -> StoredCheckpoint:
+    """A copy of this machine's checkpoint in the run's folder, where every worker can read it."""
+    kept = StoredCheckpoint(run.child("start"), start.name)
+    try:
+        kept.run.filesystem.create_dir(kept.path, recursive=True)
+        fs.copy_files(start.path, kept.path, start.run.filesystem, kept.run.filesystem)
+    except (OSError, ArrowException) as error:
+        raise CheckpointError(f"{kept.path}: cannot be written ({error})") from error
+    return kept

@@ -1,0 +1,144 @@
+"""One training from beginning to end: run on the cluster, shown on the console, mirrored to MLflow and the Hub."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import ray
+
+from seqtrack.cluster.connect import join_cluster
+from seqtrack.cluster.resources import Resources, cluster_resources, plan_resources
+from seqtrack.cluster.stop import StopOnSignal
+from seqtrack.config import Config
+from seqtrack.environment import code_revision, submission
+from seqtrack.experiments.prepare import PreparedRun, keep_start, prepare
+from seqtrack.integrations import hub
+from seqtrack.integrations.mlflow import MirrorThread
+from seqtrack.integrations.mlflow_store import tracking_uri, without_credentials
+from seqtrack.locations import child
+from seqtrack.runs.checkpoint import OpenedCheckpoint
+from seqtrack.runs.folder import write_settings
+from seqtrack.runs.log import LogFollower, RunLogHandler
+from seqtrack.training.loop import Ended
+from seqtrack.training.trainer import make_job, train
+
+SECONDS_TO_STOP = 20.0
+"""Seconds to wait for MLflow and the Hub after a stop request. They get the rest when the run goes on."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run that ended as it should, or was asked to stop."""
+
+    folder: str
+    last_checkpoint: str | None
+    """Its path or URI."""
+    history: list[dict[str, float]]
+    """Summary of each epoch."""
+    step: int
+    stopped_by: int | None
+    """The signal that asked it to stop before the last step."""
+    tracking_uri: str
+
+
+def run_training(
+    config: Config, resume_from: OpenedCheckpoint | str | None = None, allow_changed: Collection[str] = ()
+) -> Outcome:
+    """Prepares a run and trains it; see `prepare` and `run_prepared`. Raises InputError before any worker starts."""
+    return run_prepared(prepare(config, resume_from, allow_changed), allow_changed)
+
+
+def run_prepared(prepared: PreparedRun, allow_changed: Collection[str] = (), parent_run: str | None = None) -> Outcome:
+    """Trains on the Ray cluster at hand, and shows the log on the console meanwhile.
+
+    SIGTERM or Ctrl-C makes it write a checkpoint and stop. `parent_run`: the MLflow run that this one is a part of.
+    Raises InputError before any worker starts; later HopelessError or ray.train's TrainingFailedError.
+    """
+    config, run = prepared.config, prepared.run
+    join_cluster()
+    resources = plan_resources(config, cluster_resources())
+    write_settings(config, run)
+    start = prepared.start.stored if prepared.start is not None else None
+    if start is not None and start.run.location.startswith(hub.SCHEME):
+        start = keep_start(start, run)
+
+    tags = run_tags(config, prepared.dataset["fingerprint"])
+    tags |= {} if prepared.continued else origin_tags(prepared.start, parent_run)
+    uploads = hub.HubThread(config, run) if config.HUB.REPO_ID else None
+    if uploads is not None:
+        uploads.start()
+    mirror = MirrorThread(config, run, tags)
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    try:
+        with LogFollower(run), StopOnSignal(signal.SIGTERM, signal.SIGINT) as stop:
+            job = make_job(
+                config,
+                run,
+                prepared.data,
+                ray.put(prepared.data.index),
+                resources,
+                start,
+                prepared.weights,
+                stop.request,
+                allow_changed,
+                mirror.run_id(),
+            )
+            log_start(prepared, resources)
+            result = train(job, resources)
+        ended: Ended = result.return_value
+        if ended.error is not None:
+            raise ended.error
+        status = "KILLED" if ended.stopped else "FINISHED"
+    finally:
+        if uploads is not None:
+            uploads.close(SECONDS_TO_STOP if status == "KILLED" else config.HUB.PATIENCE)
+        mirror.close(status, SECONDS_TO_STOP if status == "KILLED" else config.MLFLOW.PATIENCE)
+    return Outcome(
+        run.location,
+        child(run.location, result.checkpoint.path.rpartition("/")[2]) if result.checkpoint else None,
+        ended.history,
+        ended.step,
+        stop.received if ended.stopped else None,
+        without_credentials(tracking_uri(config)),
+    )
+
+
+def run_tags(config: Config, fingerprint: str) -> dict[str, str]:
+    """What the run's MLflow page says about this start of it."""
+    workers, fewest = config.RUN.WORKERS, config.RUN.MIN_WORKERS
+    return config.MLFLOW.TAGS | {
+        "seed": str(config.SEED),
+        "git_revision": code_revision(),
+        "dataset_fingerprint": fingerprint,
+        "ray_job_id": job.name if (job := submission()) else ray.get_runtime_context().get_job_id(),
+        "world_size": str(workers) if fewest is None else f"{fewest}:{workers}",
+    }
+
+
+def origin_tags(start: OpenedCheckpoint | None, parent_run: str | None) -> dict[str, str]:
+    """Where a run comes from that has no checkpoint of its own yet."""
+    tags = {"phase": "first"}
+    if start is not None:
+        origin = start.meta["mlflow_run_id"]
+        tags = {"phase": "resumed", "resumed_from": start.path} | ({"resumed_from_run": origin} if origin else {})
+        parent_run = parent_run or origin
+    return tags | ({"mlflow.parentRunId": parent_run} if parent_run else {})
+
+
+def log_start(prepared: PreparedRun, resources: Resources) -> None:
+    """Writes the head of the run's log."""
+    config, dataset, handler = prepared.config, prepared.dataset, RunLogHandler(prepared.run)
+    for line in config.without_effect():
+        handler.write(f"Setting {line}")
+    handler.write(
+        f"Run {config.RUN.NAME} : {dataset['sequences']} sequences, {dataset['frames']:,} frames, "
+        f"{config.DATA.TRAIN.SAMPLE_PER_EPOCH:,} samples and {config.steps_per_epoch:,} steps an epoch, "
+        f"{config.TRAIN.EPOCH} epochs, seed {config.SEED}"
+    )
+    handler.write(f"Starting weights : {prepared.weights_source}")
+    gpus = f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
+    handler.write(f"Starting {config.RUN.WORKERS} worker(s) with {resources.cpus_per_worker:g} CPU{gpus} each …")
+    handler.flush()

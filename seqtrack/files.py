@@ -1,0 +1,40 @@
+"""Reads and replaces small files on any pyarrow filesystem."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from pyarrow import fs
+
+
+def is_file(filesystem: fs.FileSystem, path: str) -> bool:
+    return bool(filesystem.get_file_info(path).type == fs.FileType.File)
+
+
+def read_text(filesystem: fs.FileSystem, path: str) -> str | None:
+    """The text of a file, or None if there is no such file. Raises OSError or UnicodeDecodeError."""
+    if not is_file(filesystem, path):
+        return None
+    with filesystem.open_input_stream(path) as file:
+        return str(file.read().decode())
+
+
+def write_atomically(filesystem: fs.FileSystem, path: str, content: str | bytes) -> None:
+    """Replaces a file in one step: a reader finds the old or the new content, even if this process is killed.
+
+    On a disk the content is written under another name and renamed. An object store shows an object only when it is
+    complete. Raises OSError.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        with filesystem.open_output_stream(path) as file:
+            file.write(data)
+        return
+    place = Path(path)
+    partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}.partial")  # several processes may write the same file
+    try:
+        partial.write_bytes(data)
+        partial.replace(place)
+    finally:
+        partial.unlink(missing_ok=True)

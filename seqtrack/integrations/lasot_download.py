@@ -1,0 +1,158 @@
+"""Downloads LaSOT classes from a dataset repository of the Hugging Face Hub, which has one zip a class.
+
+A class appears in the tree when it is whole: its zip has the SHA-256 that the Hub says, its annotations can be read,
+and every annotated frame is there. A download that was interrupted is continued by the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from pyarrow import fs
+from tqdm import tqdm
+
+from seqtrack.config import ConfigError, DataConfig, DataTrainConfig
+from seqtrack.data.datasets.lasot import build_index
+from seqtrack.data.storage import DataError, Root
+from seqtrack.errors import did_you_mean
+from seqtrack.integrations.hub import make_api
+from seqtrack.locations import is_uri
+
+STAGING = ".fetching"
+"""In the tree's folder: what is not yet whole."""
+
+
+def fetch(settings: DataConfig, say: Callable[[str], None]) -> None:
+    """Downloads classes (TRAIN.CLASSES; all, if it names none) from DOWNLOAD_FROM into the tree ROOT.
+
+    Classes that are there are checked. `say` is given a line for each class. Raises ConfigError; DataError for what the
+    Hub does not have, a zip that cannot be used, damaged files or a full disk; OSError and what the Hub's client
+    raises, after which another call goes on.
+    """
+    if settings.ROOT in (None, "synthetic") or is_uri(settings.ROOT):
+        raise ConfigError(f"DATA.ROOT {settings.ROOT}: not a folder of this machine to download into")
+    root = Path(settings.ROOT).expanduser().absolute()
+    api = make_api()
+    archives, revision = find_archives(api, settings)
+    to_fetch = []
+    for name, archive in archives.items():
+        if (root / name).exists():
+            say(f"{name}: {check_class(root, name)}, there already")
+        else:
+            to_fetch.append(archive)
+    if to_fetch:
+        (root / STAGING).mkdir(parents=True, exist_ok=True)
+        sizes = [archive.size for archive in to_fetch]
+        say(f"{len(sizes)} class{'' if len(sizes) == 1 else 'es'} to fetch, {sum(sizes) / 1e9:.1f} GB")
+        check_space(root / STAGING, sizes)
+    for archive in to_fetch:
+        path = api.hf_hub_download(
+            settings.DOWNLOAD_FROM, archive.path, repo_type="dataset", revision=revision, local_dir=root / STAGING
+        )
+        check_archive(Path(path), archive)
+        name = PurePosixPath(archive.path).stem
+        unpack(Path(path), name, root / STAGING)
+        found = check_class(root / STAGING, name)
+        (root / STAGING / name).rename(root / name)
+        Path(path).unlink()
+        say(f"{name}: {found}")
+    shutil.rmtree(root / STAGING, ignore_errors=True)
+    say(f"Ready: DATA.ROOT={root}")
+
+
+def find_archives(api: HfApi, settings: DataConfig) -> tuple[dict[str, RepoFile], str]:
+    """class -> its zip, and the repository's revision. Raises DataError for a repository or class that is not there."""
+    repo_id = settings.DOWNLOAD_FROM
+    try:
+        revision = api.dataset_info(repo_id).sha
+        files = list(api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type="dataset"))
+    except RepositoryNotFoundError as error:
+        raise DataError(
+            f"DATA.DOWNLOAD_FROM {repo_id}: no such dataset repository, or HF_TOKEN may not read it"
+        ) from error
+    there = {
+        PurePosixPath(file.path).stem: file for file in files if isinstance(file, RepoFile) and file.path[-4:] == ".zip"
+    }
+    for name in settings.TRAIN.CLASSES:
+        if name not in there:
+            hint = did_you_mean(name, there) or f"; it has {', '.join(sorted(there)) or 'no zip'}"
+            raise DataError(f"DATA.TRAIN.CLASSES: {repo_id} has no {name}.zip{hint}")
+    return {name: there[name] for name in settings.TRAIN.CLASSES or sorted(there)}, str(revision)
+
+
+def check_space(staging: Path, sizes: list[int]) -> None:
+    """Raises DataError if the disk cannot hold these zips' contents and, beside them, the largest zip."""
+    staged = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
+    needed, free = sum(sizes) + max(sizes) - staged, shutil.disk_usage(staging).free
+    if needed > free:
+        raise DataError(f"{staging.parent}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+
+
+def check_archive(path: Path, archive: RepoFile) -> None:
+    """Raises DataError, and removes the file, if it is not what the Hub has."""
+    if archive.lfs is None:
+        return  # the Hub keeps no SHA-256 of a small file; the zip's own checksums are checked on unpacking
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != archive.lfs.sha256:
+        path.unlink()
+        raise DataError(f"{path}: SHA-256 {found}, and the Hub's is {archive.lfs.sha256}; removed, to be fetched again")
+
+
+def unpack(archive: Path, name: str, target: Path) -> None:
+    """Unpacks a class's sequences, wherever in the zip they are, into `target/<class>/<class>-<n>/…`.
+
+    Files are there whole or not at all, and those that are there are kept. Raises DataError.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [(info, sequence_path(archive, info, name)) for info in opened.infolist()]
+            wanted = [(info, target / name / path) for info, path in members if path is not None]
+            total = sum(info.file_size for info, _ in wanted)
+            with tqdm(total=total, desc=f"Unpacking {name}", unit="B", unit_scale=True) as progress:
+                for info, path in wanted:
+                    if not (path.exists() and path.stat().st_size == info.file_size):
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        partial = path.with_name(path.name + ".partial")
+                        with opened.open(info) as source, partial.open("wb") as sink:
+                            shutil.copyfileobj(source, sink)
+                        partial.replace(path)
+                    progress.update(info.file_size)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{archive}: cannot be unpacked ({error})") from error
+
+
+def sequence_path(archive: Path, info: zipfile.ZipInfo, name: str) -> PurePosixPath | None:
+    """A zip member's path from its sequence's folder on; None for what belongs to no sequence.
+
+    Raises DataError for one that would be written elsewhere.
+    """
+    path = PurePosixPath(info.filename)
+    if path.is_absolute() or ".." in path.parts or "\\" in info.filename or stat.S_ISLNK(info.external_attr >> 16):
+        raise DataError(f"{archive}: {info.filename!r} points out of its folder; nothing was unpacked")
+    if info.is_dir() or path.parts[0] == "__MACOSX":
+        return None
+    starts = [number for number, part in enumerate(path.parts[:-1]) if re.fullmatch(rf"{re.escape(name)}-\d+", part)]
+    return PurePosixPath(*path.parts[starts[0] :]) if starts else None
+
+
+def check_class(root: Path, name: str) -> str:
+    """Says what a class has. Raises DataError if annotations cannot be read or annotated frames are missing."""
+    settings = DataConfig(SPLIT="all", TRAIN=DataTrainConfig(CLASSES=(name,)))
+    index = build_index(settings, Root(fs.LocalFileSystem(), str(root)))
+    for row, frames in enumerate(index.lengths.tolist()):
+        folder = root / Path(index.frame_path(row, 0)).parent
+        there = {path.name for path in folder.glob("*.jpg")}
+        missing = [name for name in (f"{number:08d}.jpg" for number in range(1, frames + 1)) if name not in there]
+        if missing:
+            raise DataError(f"{folder}: {len(missing)} of {frames} annotated frames are missing, first {missing[0]}")
+    return f"{len(index.names)} sequences, {index.num_frames} frames"

@@ -1,0 +1,295 @@
+"""MLflow as a mirror of a run's folder.
+
+Workers write `metrics.jsonl` and checkpoints into the run's folder, whatever MLflow does. A thread of the job brings
+the run's page up to date with them. It asks the server what it has, so it can be interrupted anywhere, and sends
+nothing twice. A server that is slow, away or failing delays no step; it gets the rest when it is back, or later by
+
+    seqtrack deliver RUN_FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.validation import (
+    MAX_METRICS_PER_BATCH,
+    MAX_PARAM_VAL_LENGTH,
+    MAX_PARAMS_TAGS_PER_BATCH,
+    MAX_TAG_VAL_LENGTH,
+)
+from pyarrow import ArrowException
+
+from seqtrack.config import SETTINGS_FILE, Config
+from seqtrack.integrations.background import BackgroundSync
+from seqtrack.integrations.mlflow_store import explain, find_experiment, make_client, tracking_uri, without_credentials
+from seqtrack.model.weights import read_weights
+from seqtrack.reports.plots import report_figures
+from seqtrack.reports.snapshots import snapshot_figure
+from seqtrack.runs.checkpoint import StoredCheckpoint, checkpoint_name, whole_checkpoints
+from seqtrack.runs.folder import RunFileError, RunFolder, read_settings
+from seqtrack.runs.log import LOG_FILE, METRICS_FILE, Tail, read_metrics
+from seqtrack.runs.record import read_phase
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+MIRROR_FILE = "mlflow.json"
+SNAPSHOTS = "snapshots"
+SECONDS_TO_OPEN = 20.0
+"""A start waits this long for the run's id, which its checkpoints then name."""
+
+
+@dataclass
+class MirrorState:
+    """`mlflow.json` in the run's folder."""
+
+    run_id: str | None = None
+    """None until a server was reached."""
+    status: Status = "RUNNING"
+    tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)
+    """Beside the settings."""
+
+    @classmethod
+    def read(cls, run: RunFolder) -> MirrorState:
+        """The run's state; a new one if the folder has none. Raises RunFileError for a file that is something else."""
+        values = run.read_json(MIRROR_FILE)
+        try:
+            return cls(**values or {})
+        except TypeError as error:
+            raise RunFileError(f"{run.file(MIRROR_FILE)}: not what this version writes ({error})") from error
+
+
+class Mirror:
+    """The MLflow run of one run's folder. `sync` and `finish` send what is missing, and raise what MLflow raises."""
+
+    def __init__(self, config: Config, run: RunFolder) -> None:
+        """Raises RunFileError if the folder's `mlflow.json` is empty or cut off."""
+        self._config, self._run = config, run
+        self.state = MirrorState.read(run)
+        self._client = make_client(config)
+        self._open = False
+        self._metrics = Tail(run, METRICS_FILE)
+        self._sent_step = 0
+        self._pictures_due: set[int] = set()
+        """Steps at which an epoch ended whose picture MLflow lacks."""
+        self._pictures_settled: set[int] = set()
+        """Those whose picture it has, or whose checkpoint was not kept."""
+        self._monitor: SystemMetricsMonitor | None = None
+        self._writing = threading.Lock()
+
+    def start(self, tags: dict[str, str], params: Mapping[str, Any] | None = None) -> None:
+        """Notes in the folder that the run is on, with tags for its page, beside those of earlier starts.
+
+        `params`: what the page has as parameters beside the settings.
+        """
+        self.state.status, self.state.tags = "RUNNING", self.state.tags | tags
+        self.state.params |= params or {}
+        self._write_state()
+
+    def end(self, status: Status) -> None:
+        self.state.status = status
+        self._write_state()
+
+    def sync(self) -> None:
+        """Sends what the folder has and MLflow lacks. After an error the next call asks the server what it got."""
+        try:
+            if not self._open:
+                self._open_run()
+            lines, _ = self._metrics.read()
+            records = [json.loads(line) for line in lines]
+            self._send_metrics([record for record in records if record["step"] > self._sent_step])
+            self._pictures_due |= {int(record["step"]) for record in records if "epoch/loss" in record}
+            self._pictures_due -= self._pictures_settled
+            self._send_snapshots()
+        except BaseException:
+            self._open = False
+            raise
+
+    def finish(self) -> None:
+        """Sends the rest: log, curves, and how the run ended."""
+        self.sync()
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+        self._send_log()
+        phase = read_phase(str(self._config.RUN.NAME), self._run, self._config.total_steps)
+        if phase is not None:
+            for name, figure in report_figures(phase, None, None).items():
+                self._client.log_figure(self._run_id, figure, f"figures/{name}.png")
+        self._client.set_terminated(self._run_id, self.state.status)
+
+    def watch_system(self) -> None:
+        """Has MLflow's own metrics of this machine sent, from now on."""
+        if self._monitor is None or not any(thread.name == "SystemMetricsMonitor" for thread in threading.enumerate()):
+            uri = tracking_uri(self._config)
+            self._monitor = SystemMetricsMonitor(self._run_id, resume_logging=True, tracking_uri=uri)
+            self._monitor.start()
+
+    def unsent(self) -> int:
+        """How many records MLflow is not known to have. Reads all of them. Raises OSError or ArrowException."""
+        return sum(record["step"] > self._sent_step for record in read_metrics(self._run))
+
+    @property
+    def _run_id(self) -> str:
+        assert self.state.run_id is not None
+        return self.state.run_id
+
+    def _open_run(self) -> None:
+        """Goes on with this folder's MLflow run, or creates it."""
+        run = None
+        if self.state.run_id is not None:
+            try:
+                run = self._client.get_run(self.state.run_id)
+            except MlflowException as error:
+                if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                    raise
+        tags = {key: value[:MAX_TAG_VAL_LENGTH] for key, value in resolve_tags(self.state.tags).items()}
+        if run is None:
+            experiment = find_experiment(self._client, self._config)
+            name = self._config.MLFLOW.RUN_NAME or self._config.RUN.NAME
+            run = self._client.create_run(experiment, run_name=name, tags=tags)
+            self.state.run_id = run.info.run_id
+            self._write_state()
+        else:
+            self._client.update_run(self._run_id, status="RUNNING")
+            self._client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        params = [
+            Param(key, str(value)[:MAX_PARAM_VAL_LENGTH])
+            for key, value in (self.state.params | self._config.flat()).items()
+            if key not in run.data.params
+        ]
+        for batch in _batches(params, MAX_PARAMS_TAGS_PER_BATCH):
+            self._client.log_batch(self._run_id, params=batch)
+        self._client.log_text(self._run_id, self._config.to_yaml(), SETTINGS_FILE)
+        history = self._client.get_metric_history(self._run_id, "train/loss")
+        self._sent_step = max((metric.step for metric in history), default=0)
+        pictures = self._client.list_artifacts(self._run_id, SNAPSHOTS)
+        self._pictures_settled = {int(Path(picture.path).stem.partition("_")[2]) for picture in pictures}
+        self._metrics = Tail(self._run, METRICS_FILE)  # from the beginning: the server may have less than was sent
+        self._open = True
+
+    def _send_metrics(self, records: Sequence[Mapping[str, float]]) -> None:
+        """Whole records only, so that what is there tells what is missing."""
+        largest = max(map(len, records), default=1)
+        for batch in _batches(records, MAX_METRICS_PER_BATCH // largest):
+            metrics = [
+                Metric(name, value, int(record["time"]), int(record["step"]))
+                for record in batch
+                for name, value in record.items()
+                if name not in ("time", "step")
+            ]
+            self._client.log_batch(self._run_id, metrics=metrics)
+            self._sent_step = int(batch[-1]["step"])
+
+    def _send_snapshots(self) -> None:
+        """The same training crops after each epoch, with the true box and the model's."""
+        names = whole_checkpoints(self._run) if self._pictures_due else []
+        for step in sorted(self._pictures_due):
+            epoch = step // self._config.steps_per_epoch
+            name = checkpoint_name(epoch, 0)
+            if name in names:
+                self._send_log()
+                with StoredCheckpoint(self._run, name).local() as directory:
+                    weights = read_weights(directory)
+                figure = snapshot_figure(self._config, [(f"Search, epoch {epoch}", weights)])
+                self._client.log_figure(self._run_id, figure, f"{SNAPSHOTS}/step_{step:06d}.png")
+            elif not names or names[-1] < name:
+                continue  # still being written
+            self._pictures_settled.add(step)
+        self._pictures_due -= self._pictures_settled
+
+    def _send_log(self) -> None:
+        self._client.log_text(self._run_id, self._run.read_text(LOG_FILE) or "", LOG_FILE)
+
+    def _write_state(self) -> None:
+        with self._writing:  # the training's thread notes the end, the mirror's own thread the run's id
+            self._run.write_json(MIRROR_FILE, asdict(self.state))
+
+
+class MirrorThread:
+    """Keeps a Mirror up to date beside a training, and lets nothing that MLflow does reach the training."""
+
+    def __init__(
+        self, config: Config, run: RunFolder, tags: dict[str, str], params: Mapping[str, Any] | None = None
+    ) -> None:
+        """Raises RunFileError if the folder's `mlflow.json` is empty or cut off."""
+        self._run = run
+        self._mirror = Mirror(config, run)
+        self._mirror.start(tags, params)
+        self._opened = threading.Event()
+        self._server = f"MLflow at {without_credentials(tracking_uri(config))}"
+        self._thread = BackgroundSync(self._server, self._sync, self._mirror.finish, explain)
+        self._thread.start()
+
+    def run_id(self) -> str | None:
+        """The MLflow run's id; None where the server does not answer soon."""
+        self._opened.wait(SECONDS_TO_OPEN)
+        return self._mirror.state.run_id
+
+    def end(self, status: Status) -> None:
+        """Notes how the run ended; only the first call counts."""
+        if self._thread.ended:
+            return
+        try:
+            self._mirror.end(status)
+        except (OSError, ArrowException) as error:  # a full disk, say, which may be why the run ended
+            logger.warning("%s: the run's status cannot be noted (%s)", self._run.location, error)
+        self._thread.end()
+
+    def close(self, status: Status, patience: float) -> None:
+        """Waits until MLflow has everything, for `patience` seconds at most; then says what it lacks."""
+        self.end(status)
+        if self._thread.close(patience):
+            return
+        try:
+            unsent = f"{self._mirror.unsent()} records"
+        except (OSError, ArrowException) as error:
+            unsent = f"how much is not known: {error}"
+        logger.warning(
+            "%s lacks a part of this run (%s), which is in %s. To deliver it: %s",
+            self._server,
+            unsent,
+            self._run.location,
+            shlex.join(["seqtrack", "deliver", self._run.location]),
+        )
+
+    def _sync(self) -> None:
+        self._mirror.sync()
+        self._mirror.watch_system()
+        self._opened.set()
+
+
+def deliver(location: str) -> Mirror:
+    """Brings MLflow up to date with the run in a folder, which no training writes meanwhile.
+
+    Raises InputError if there is no run; MlflowException; OSError if the folder cannot be read.
+    """
+    try:
+        run = RunFolder.at(location)
+        config = read_settings(run)
+    except ArrowException as error:
+        raise RunFileError(f"{location}: cannot be read ({error})") from error
+    if config is None:
+        raise RunFileError(f"{run.file(SETTINGS_FILE)}: no such file; this is not the folder of a run")
+    mirror = Mirror(config, run)
+    mirror.finish()
+    return mirror
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]

@@ -1,0 +1,1 @@
+"""A run on disk: its folder, checkpoints, log and metrics, and whether a checkpoint may be continued."""

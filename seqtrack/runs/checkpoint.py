@@ -1,0 +1,248 @@
+"""Checkpoints on disk: folders that are written whole or not at all, and verified before they are used.
+
+    checkpoint_epoch_0003/                  after epoch 3; checkpoint_epoch_0003_step_000500: 500 steps later
+      model.safetensors                     weights
+      state.pt                              optimizer, LR scheduler, position, the epoch's meter, every step's metrics
+      rng_rank_0000.pt …                    each worker's random generators
+      meta.json                             the readable part: settings, position, data set, versions
+      SHA256SUMS                            of all these files, written last: a folder without it is unfinished
+
+Everything is loaded as plain data: a checkpoint from a stranger cannot run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import torch
+from pyarrow import ArrowException, fs
+from safetensors import SafetensorError, safe_open
+
+from seqtrack.errors import InputError
+from seqtrack.locations import absolute, parent
+from seqtrack.model.weights import META_FILE, MODEL_FILE, Weights, save_safetensors
+from seqtrack.runs.folder import RunFolder
+
+STATE_FILE = "state.pt"
+SUMS_FILE = "SHA256SUMS"
+NAME = re.compile(r"checkpoint_epoch_(\d+)(?:_step_(\d+))?")
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be used or written. The message names it and what is wrong."""
+
+
+class StoredCheckpoint(NamedTuple):
+    """A checkpoint in a run's folder."""
+
+    run: RunFolder
+    name: str
+
+    @property
+    def path(self) -> str:
+        """Path within the run's filesystem."""
+        return self.run.file(self.name)
+
+    @contextmanager
+    def local(self) -> Iterator[Path]:
+        """The checkpoint as a folder on this machine: the folder itself, or a copy that is removed after the block."""
+        if self.run.local:
+            yield Path(self.path)
+            return
+        with tempfile.TemporaryDirectory() as directory:
+            fs.copy_files(self.path, directory, self.run.filesystem, fs.LocalFileSystem())
+            yield Path(directory)
+
+
+class OpenedCheckpoint(NamedTuple):
+    """A checkpoint whose every byte has been verified, with its metadata and the shapes of its parameters."""
+
+    stored: StoredCheckpoint
+    meta: dict[str, Any]
+    """Content of `meta.json`."""
+    shapes: dict[str, tuple[int, ...]]
+    """Name -> shape of each parameter of the model."""
+
+    @property
+    def path(self) -> str:
+        return self.stored.path
+
+
+class Contents(NamedTuple):
+    """What a checkpoint holds, in host memory."""
+
+    model: Weights
+    training: dict[str, Any]
+    """Content of `state.pt`: plain values and tensors."""
+    generators: Sequence[dict[str, Any]]
+    """States of the random generators, one entry per rank."""
+    meta: dict[str, Any]
+    """Content of `meta.json`: values that JSON can represent."""
+
+
+def checkpoint_name(epoch: int, step: int) -> str:
+    """Name of the folder after `epoch` whole epochs and `step` steps of the next one."""
+    return f"checkpoint_epoch_{epoch:04d}" + (f"_step_{step:06d}" if step else "")
+
+
+def write_checkpoint(contents: Contents, stored: StoredCheckpoint) -> None:
+    """Writes the checkpoint whole or not at all, and replaces one of the same name. Raises CheckpointError."""
+    try:
+        if stored.run.local:
+            _write_local(contents, Path(stored.path))
+        else:
+            _write_remote(contents, stored.run.filesystem, stored.path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # on a full disk each library raises a different type
+        raise CheckpointError(f"checkpoint {stored.path} cannot be written: {error}") from error
+
+
+def _write_local(contents: Contents, folder: Path) -> None:
+    """Writes under a temporary name first. The rename at the end makes the checkpoint appear in one step."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        _write_files(contents, partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except RuntimeError as error:  # torch's message for a full disk does not say that it is full
+        free = shutil.disk_usage(partial).free / 2**20
+        raise OSError(f"{str(error).splitlines()[0]} ({free:.1f} MiB are free there)") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_remote(contents: Contents, filesystem: fs.FileSystem, folder: str) -> None:
+    """Writes SHA256SUMS last, because object stores cannot rename: a folder without it counts as unfinished."""
+    with tempfile.TemporaryDirectory() as directory:
+        _write_files(contents, Path(directory))
+        if filesystem.get_file_info(folder).type == fs.FileType.Directory:
+            filesystem.delete_dir(folder)
+        filesystem.create_dir(folder, recursive=True)
+        for path in sorted(Path(directory).iterdir(), key=lambda path: path.name == SUMS_FILE):
+            fs.copy_files(str(path), f"{folder}/{path.name}", fs.LocalFileSystem(), filesystem)
+
+
+def _write_files(contents: Contents, directory: Path) -> None:
+    save_safetensors(contents.model, directory / MODEL_FILE)
+    torch.save(contents.training, directory / STATE_FILE)
+    for rank, states in enumerate(contents.generators):
+        torch.save(states, directory / generator_file(rank))
+    (directory / META_FILE).write_text(json.dumps(contents.meta, indent=1) + "\n")
+    sums = [f"{_digest(path)}  {path.name}\n" for path in sorted(directory.iterdir())]
+    (directory / SUMS_FILE).write_text("".join(sums))
+
+
+def verify_checkpoint(directory: Path, shown: str) -> dict[str, Any]:
+    """Compares every file with SHA256SUMS and returns `meta.json`.
+
+    Raises CheckpointError naming the file that is missing or differs; `shown`: how the message names the folder.
+    """
+    sums_file = directory / SUMS_FILE
+    try:
+        lines = [re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line) for line in sums_file.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{shown}/{SUMS_FILE} cannot be read: not a checkpoint, or an unfinished one") from error
+    sums = {line[2]: line[1] for line in lines if line is not None}
+    if None in lines or not {MODEL_FILE, STATE_FILE, META_FILE} <= sums.keys():
+        raise CheckpointError(f"{shown}/{SUMS_FILE} is damaged: not a list of the checkpoint's files")
+    for name, expected in sums.items():
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{shown}/{name} is missing")
+        if _digest(directory / name) != expected:
+            raise CheckpointError(f"{shown}/{name} is damaged: its SHA-256 is not the one in {SUMS_FILE}")
+    return json.loads((directory / META_FILE).read_text())
+
+
+def load_plain(path: Path) -> dict[str, Any]:
+    """Loads a file of plain values and tensors. Raises CheckpointError naming it."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load passes on any error of its zip, pickle and storage code
+        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def generator_file(rank: int) -> str:
+    return f"rng_rank_{rank:04d}.pt"
+
+
+def open_checkpoint(stored: StoredCheckpoint) -> OpenedCheckpoint:
+    """Reads every byte once and verifies it. Raises CheckpointError."""
+    try:
+        with stored.local() as directory:
+            meta = verify_checkpoint(directory, stored.path)
+            return OpenedCheckpoint(stored, meta, stored_shapes(directory))
+    except (OSError, ArrowException) as error:
+        raise CheckpointError(f"{stored.path}: cannot be read ({error})") from error
+
+
+def stored_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a checkpoint's parameters, without reading the weights. Raises CheckpointError."""
+    path = directory / MODEL_FILE
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+
+
+def whole_checkpoints(run: RunFolder) -> list[str]:
+    """Names of the finished checkpoints in a run's folder, the oldest first."""
+    found: dict[tuple[int, int], str] = {}
+    # One recursive listing: an object store may have no entry for a folder itself.
+    for info in run.filesystem.get_file_info(fs.FileSelector(run.path, allow_not_found=True, recursive=True)):
+        folder = PurePosixPath(info.path).parent
+        match = NAME.fullmatch(folder.name)
+        if match and info.base_name == SUMS_FILE and folder.parent == PurePosixPath(run.path):
+            found[int(match[1]), int(match[2] or 0)] = folder.name
+    return [found[position] for position in sorted(found)]
+
+
+def newest_checkpoint(run: RunFolder) -> StoredCheckpoint | None:
+    """The finished checkpoint with the most steps, or None if there is none."""
+    names = whole_checkpoints(run)
+    return StoredCheckpoint(run, names[-1]) if names else None
+
+
+def find_checkpoint(location: str) -> StoredCheckpoint:
+    """Finds a checkpoint by a path or URI.
+
+    `location`: a checkpoint; a run's folder or `<run>/latest` for its newest one; `<run>/3` for the one after epoch 3.
+    Raises CheckpointError listing the checkpoints that exist.
+    """
+    try:
+        around, name = parent(absolute(location))
+        run = RunFolder.at(around or "/")
+        if NAME.fullmatch(name) or run.has(f"{name}/{SUMS_FILE}"):
+            return StoredCheckpoint(run, name)
+        if not name.isdigit() and name != "latest":
+            run, name = RunFolder.at(absolute(location)), "latest"
+        return StoredCheckpoint(run, find_name(whole_checkpoints(run), name, location))
+    except (OSError, ArrowException) as error:
+        raise CheckpointError(f"{location}: cannot be read ({error})") from error
+
+
+def find_name(names: Sequence[str], wanted: str, shown: str) -> str:
+    """Resolves `wanted` (a checkpoint's name, `latest`, or an epoch's number) to one of a run's checkpoint names.
+
+    `names`: the oldest first; `shown`: how errors name the place. Raises CheckpointError listing the names that exist.
+    """
+    if not names:
+        raise CheckpointError(f"{shown}: no finished checkpoint there")
+    name = checkpoint_name(int(wanted), 0) if wanted.isdigit() else names[-1] if wanted == "latest" else wanted
+    if name not in names:
+        raise CheckpointError(f"{shown}: no {name} there, but {', '.join(names[-5:])}")
+    return name
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

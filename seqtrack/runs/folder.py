@@ -1,0 +1,144 @@
+"""A run's folder, on a disk or in an object store: `train.log`, `metrics.jsonl`, `config.yaml`, checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from pyarrow import ArrowException, fs
+
+from seqtrack import files
+from seqtrack.config import SETTINGS_FILE, Config, ConfigError, load_settings
+from seqtrack.errors import InputError
+from seqtrack.locations import absolute, child
+
+
+class RunFileError(InputError):
+    """A small file in a run's folder that is empty, cut off, or of another kind. The message names it."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Location of a run's folder. The folder need not exist yet."""
+
+    filesystem: fs.FileSystem
+    path: str
+    """Path within the filesystem."""
+    location: str
+    """Path or URI as the user writes it."""
+
+    @classmethod
+    def at(cls, location: str) -> RunFolder:
+        """The folder at a path or URI. Raises OSError or ArrowException if a URI cannot be resolved."""
+        filesystem, path = fs.FileSystem.from_uri(absolute(location))
+        return cls(filesystem, path.rstrip("/"), location)
+
+    @classmethod
+    def of(cls, config: Config) -> RunFolder:
+        """The folder of the run that these settings name. Raises ConfigError."""
+        location = child(config.RUN.STORAGE_PATH, str(config.RUN.NAME))
+        try:
+            return cls.at(location)
+        except (OSError, ArrowException) as error:
+            raise ConfigError(f"RUN.STORAGE_PATH {config.RUN.STORAGE_PATH}: cannot be read ({error})") from error
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def child(self, name: str) -> RunFolder:
+        """A folder within this one."""
+        return RunFolder(self.filesystem, f"{self.path}/{name}", child(self.location, name))
+
+    def file(self, name: str) -> str:
+        """The path, within the filesystem, of a file in this folder."""
+        return f"{self.path}/{name}"
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        return files.is_file(self.filesystem, self.file(name))
+
+    def create(self) -> None:
+        """Creates the folder if it does not exist. Raises OSError."""
+        self.filesystem.create_dir(self.path, recursive=True)
+
+    def read_text(self, name: str) -> str | None:
+        """The text of a file, or None if there is none. Raises OSError."""
+        return files.read_text(self.filesystem, self.file(name))
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Replaces a file in one step. Raises OSError."""
+        files.write_atomically(self.filesystem, self.file(name), content)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The object in a JSON file, or None if there is no file. Raises RunFileError if it is empty or cut off."""
+        text = self.read_text(name)
+        if text is None:
+            return None
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise RunFileError(f"{self.file(name)}: {_what_is_wrong(text)} ({error})") from error
+        if not isinstance(values, dict):
+            raise RunFileError(f"{self.file(name)}: holds {type(values).__name__}, not an object")
+        return values
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Replaces a JSON file in one step. Raises OSError."""
+        self.write(name, json.dumps(values, indent=1) + "\n")
+
+
+def _what_is_wrong(text: str) -> str:
+    return "is cut off or damaged" if text.strip() else "is empty"
+
+
+def read_settings(run: RunFolder) -> Config | None:
+    """The settings that the run was started with, or None if the folder has none.
+
+    Raises OSError; ConfigError for a setting that this version does not know; RunFileError for a file that is empty or
+    cut off.
+    """
+    text = run.read_text(SETTINGS_FILE)
+    if text is None:
+        return None
+    config = load_settings(text, run.file(SETTINGS_FILE))
+    # A file that was cut off can still be valid YAML. What decides a run's numbers is written before this section.
+    if "RUN" not in config.model_fields_set:
+        raise RunFileError(f"{run.file(SETTINGS_FILE)}: {_what_is_wrong(text)}; without it the run is not known")
+    return config
+
+
+def open_run(config: Config, allow_changed: Collection[str] = ()) -> RunFolder:
+    """The folder of the run that these settings name. A run of the same name and settings is continued.
+
+    `allow_changed`: settings that may differ from those of the run in the folder. Raises ConfigError if the folder
+    cannot be read or holds a run with other settings; RunFileError if its settings are empty or cut off.
+    """
+    run = RunFolder.of(config)
+    try:
+        earlier = read_settings(run)
+    except (OSError, UnicodeDecodeError, ArrowException) as error:
+        raise ConfigError(f"RUN.STORAGE_PATH {config.RUN.STORAGE_PATH}: cannot be read ({error})") from error
+    changes = {} if earlier is None else config.changed_settings(earlier)
+    changed = [f"{key}: {change}" for key, change in changes.items() if key not in allow_changed]
+    if changed:
+        raise ConfigError(
+            f"RUN.NAME {config.RUN.NAME}: {run.path} holds a run with other settings ({', '.join(changed)}); "
+            "another RUN.NAME keeps both"
+        )
+    return run
+
+
+def write_settings(config: Config, run: RunFolder) -> None:
+    """Creates the run's folder and writes its settings there. Raises ConfigError."""
+    try:
+        run.create()
+        run.write(SETTINGS_FILE, config.to_yaml())
+    except (OSError, ArrowException) as error:
+        raise ConfigError(f"RUN.STORAGE_PATH {config.RUN.STORAGE_PATH}: cannot be written ({error})") from error

@@ -1,0 +1,109 @@
+"""Reads what a run left in its folder: every step, every epoch, the newest weights, all checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pyarrow import fs
+
+from seqtrack.model.weights import META_FILE, MODEL_FILE, Weights, read_weights
+from seqtrack.runs.checkpoint import (
+    STATE_FILE,
+    SUMS_FILE,
+    StoredCheckpoint,
+    load_plain,
+    verify_checkpoint,
+    whole_checkpoints,
+)
+from seqtrack.runs.folder import RunFolder
+
+METRICS = ("loss", "iou", "grad_norm", "lr")
+"""Columns of a phase's `steps`."""
+EPOCH_METRICS = ("loss", "iou", "accuracy", "grad_norm", "lr")
+
+
+class PhaseCheckpoint(NamedTuple):
+    """One checkpoint of a phase."""
+
+    name: str
+    step: int
+    size: int
+    """Total size of its files in bytes."""
+    sha256: str
+    """SHA-256 of `model.safetensors`."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Results of one phase of a two-phase experiment."""
+
+    name: str
+    folder: str
+    first_step: int
+    """Number of steps that were trained before, by the run that this phase resumed."""
+    total_steps: int
+    """Number of steps that were planned."""
+    steps: NDArray[np.float64]
+    """(steps done, 4) METRICS of every step since the experiment began."""
+    history: Sequence[dict[str, float]]
+    """Summary of each finished epoch, since the experiment began."""
+    meta: dict[str, Any]
+    """`meta.json` of its newest checkpoint: settings, data set, versions, hardware."""
+    weights: Weights
+    """Weights of its newest checkpoint."""
+    checkpoints: Sequence[PhaseCheckpoint] = ()
+    source: str | None = None
+    """Path of the checkpoint that it started from, or None."""
+    error: str | None = None
+    """Why it ended early, or None."""
+
+    @property
+    def finished(self) -> bool:
+        return len(self.steps) >= self.total_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return int(self.meta["steps_per_epoch"])
+
+    def epochs(self) -> list[dict[str, float]]:
+        """Summaries of the epochs that this phase trained itself."""
+        return [epoch for epoch in self.history if epoch["step"] > self.first_step]
+
+
+def read_phase(name: str, run: RunFolder, total_steps: int, error: str | None = None) -> Phase | None:
+    """Reads a phase from its run's folder. None if there is no finished checkpoint. Raises CheckpointError."""
+    names = whole_checkpoints(run)
+    if not names:
+        return None
+    newest = StoredCheckpoint(run, names[-1])
+    with newest.local() as directory:
+        meta = verify_checkpoint(directory, newest.path)
+        steps = load_plain(directory / STATE_FILE)["metrics"].numpy()
+        weights = read_weights(directory)
+        source = meta["resumed_from"] or {"path": None, "step": 0}
+    return Phase(
+        name=name,
+        folder=run.path,
+        first_step=source["step"],
+        total_steps=total_steps,
+        steps=steps,
+        history=meta["history"],
+        meta=meta,
+        weights=weights,
+        checkpoints=[_describe(StoredCheckpoint(run, checkpoint)) for checkpoint in names],
+        source=source["path"],
+        error=error,
+    )
+
+
+def _describe(stored: StoredCheckpoint) -> PhaseCheckpoint:
+    run = stored.run
+    files = run.filesystem.get_file_info(fs.FileSelector(stored.path))
+    lines = [line.split("  ") for line in (run.read_text(f"{stored.name}/{SUMS_FILE}") or "").splitlines()]
+    sums = {name: digest for digest, name in lines}
+    meta = run.read_json(f"{stored.name}/{META_FILE}") or {}
+    return PhaseCheckpoint(stored.name, meta["step"], sum(info.size or 0 for info in files), sums[MODEL_FILE])

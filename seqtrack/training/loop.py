@@ -1,0 +1,308 @@
+"""The training loop: batches in, steps, log lines, checkpoints out.
+
+It does not know Ray. The source of batches, the sink of checkpoints, the clock and the stop request are passed in as
+`Surroundings`, so the loop runs in a test exactly as it runs on a cluster.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from seqtrack.config import Config
+from seqtrack.data.batches import HostBatch, StreamPlan, check_batch
+from seqtrack.runs.checkpoint import Contents, checkpoint_name
+from seqtrack.runs.log import MetricsFile
+from seqtrack.training.coordination import Agreement
+from seqtrack.training.meters import EpochMeter, log_line, summary_line
+from seqtrack.training.slots import find_difference
+from seqtrack.training.state import TrainState, generator_states
+from seqtrack.training.step import Backward, Batch, Objective, train_step
+
+logger = logging.getLogger("seqtrack.training")
+
+MAX_BROKEN_SHARE = 0.01
+SHOWN_PROBLEMS = 20
+SECONDS_BETWEEN_QUESTIONS = 5.0
+"""How often the loop asks whether a node is about to go. The answer takes a round trip through all workers."""
+
+
+class HopelessError(RuntimeError):
+    """Training cannot continue, and a retry would fail in the same way."""
+
+
+class BrokenDataError(HopelessError):
+    """Too many frames of an epoch cannot be read."""
+
+
+class DivergedError(HopelessError):
+    """A loss or gradient is not a finite number, or workers have different weights."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the loop ended."""
+
+    history: list[dict[str, float]]
+    """Summary of each epoch."""
+    step: int
+    stopped: bool = False
+    """Whether it ended before the last step because it was asked to stop."""
+    error: HopelessError | None = None
+    """Why training failed. The error is returned, not raised, because Ray Train restarts workers that raise."""
+
+
+class CheckpointSink(Protocol):
+    """Writes checkpoints in the background while training goes on, one at a time."""
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint has been written. Raises the error if that failed."""
+
+    def save(self, name: str, metrics: Mapping[str, Any], contents: Contents | None) -> None:
+        """Starts writing a checkpoint. Every rank calls it; only rank 0 passes contents."""
+
+
+@dataclass
+class Surroundings:
+    """Everything that the loop of one rank is given from outside."""
+
+    batches: Generator[HostBatch, None, None]
+    """This rank's batches from the state's step on."""
+    sink: CheckpointSink
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Further entries of `meta.json`: data set, hardware, code revision."""
+    metrics_file: MetricsFile | None = None
+    """None on all ranks but 0."""
+    stop_requested: Callable[[], bool] = lambda: False
+    node_is_leaving: Callable[[], bool] = lambda: False
+    """Whether a node of this run is about to be taken away; all ranks ask in the same step."""
+    clock: Callable[[], float] = time.perf_counter
+    """The time in seconds."""
+
+
+class TrainingLoop:
+    """Trains from the state's step to the end of the last epoch, or until it is asked to stop."""
+
+    def __init__(
+        self,
+        config: Config,
+        state: TrainState,
+        model: nn.Module,
+        backward: Backward,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        surroundings: Surroundings,
+    ) -> None:
+        """`model`: the state's model, wrapped for data-parallel training if needed; `backward`: computes gradients that
+        are the same on all ranks."""
+        self.config, self.state, self.model, self.backward = config, state, model, backward
+        self.rank, self.world_size, self.device = rank, world_size, device
+        self.outside = surroundings
+        self.plan = StreamPlan.from_config(config, world_size)
+        self.objective = Objective(config).to(device)
+        self.agreement = Agreement(world_size)
+        self.asked_at = surroundings.clock()
+        self.preempted = False
+        self.problems: list[str] = []  # this rank's broken frames since the last interval
+        self.broken: list[str] = []  # all ranks' broken frames in this epoch
+        self.unread: list[Tensor] = []  # metrics of the last steps, still on the device
+        self.interval_steps, self.interval_began = 0, state.meter.seconds
+
+    def run(self) -> Ended:
+        """Trains. Raises HopelessError, StreamError, or the error of writing a checkpoint."""
+        config, state, clock = self.config, self.state, self.outside.clock
+        self.model.train()
+        batches = self.outside.batches
+        began, stopping = clock(), False
+        while state.step < config.total_steps and not stopping:
+            waits_since = clock()
+            batch = next(batches)
+            waited = clock() - waits_since
+            check_batch(batch, self.plan, self.rank, state.step)
+            self.problems.extend(batch.problems)
+            on_device = self._to_device(batch)
+            self.unread.append(train_step(self.model, state.optimizer, on_device, self.objective, self.backward))
+            state.step += 1
+            self.interval_steps += 1
+            stopping, preempted = self._notice()
+
+            now = clock()
+            state.meter.seconds += now - began
+            state.meter.wait_seconds += waited
+            began = now
+            step_of_epoch = state.step % config.steps_per_epoch
+            epoch_ends = step_of_epoch == 0
+            interval_ends = epoch_ends or self._passed_multiple(config.TRAIN.PRINT_INTERVAL)
+            planned = epoch_ends or _every(config.TRAIN.CHECKPOINT_EVERY_STEPS, step_of_epoch)
+            if interval_ends or planned or stopping or preempted:
+                self._read_meters()
+            if interval_ends:
+                record = self._log_interval() | (self._end_epoch() if epoch_ends else {})
+                if self.outside.metrics_file is not None:
+                    self.outside.metrics_file.add(record)
+            if planned or stopping or preempted:
+                self._save_checkpoint()
+        batches.close()
+        self.outside.sink.wait()
+        return Ended(state.history, state.step, stopped=state.step < config.total_steps)
+
+    def _notice(self) -> tuple[bool, bool]:
+        """Whether to stop, and whether the loss of a node was just announced. The same on all ranks."""
+        clock = self.outside.clock
+        ask = self.rank == 0 and clock() - self.asked_at > SECONDS_BETWEEN_QUESTIONS
+        if ask:
+            self.asked_at = clock()
+        stop, ask = self.agreement.exchange(self.outside.stop_requested(), ask)
+        news = ask and self.outside.node_is_leaving() and not self.preempted
+        if news:
+            self.preempted = True
+            logger.warning(
+                "Preemption : a node of this run is about to go; writing a checkpoint at step %d", self.state.step
+            )
+        return stop, news
+
+    def _to_device(self, batch: HostBatch) -> Batch:
+        def move(array: Any) -> Tensor:
+            # A copy: arrays from the object store are read-only, and pinned memory makes the transfer asynchronous.
+            tensor = torch.tensor(array)
+            return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+        return Batch(move(batch.template), move(batch.search), move(batch.boxes_xywh), move(batch.brightness))
+
+    def _passed_multiple(self, interval: int) -> bool:
+        """Whether the number of the epoch's samples passed a multiple of `interval` in this step."""
+        batch = self.config.TRAIN.BATCH_SIZE
+        done = (self.state.step % self.config.steps_per_epoch) * batch
+        return done // interval != (done - batch) // interval
+
+    def _read_meters(self) -> None:
+        """Copies the metrics of the last steps to the host, once for many steps, and averages them over all workers."""
+        metrics = torch.stack(self.unread).double()
+        problems = torch.tensor([float(len(self.problems))], device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(metrics)
+            dist.all_reduce(problems)
+            metrics /= self.world_size
+        learning_rate = self.state.optimizer.param_groups[0]["lr"]
+        first_step = self.state.step - len(self.unread) + 1
+        for step, (loss, iou, grad_norm) in enumerate(metrics.tolist(), start=first_step):
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                raise DivergedError(
+                    f"step {step} : loss {loss:g}, gradient norm {grad_norm:g}, learning rate {learning_rate:g}; "
+                    "the checkpoint before it is the last"
+                )
+            self.state.meter.add(loss, iou, grad_norm)
+            self.state.metrics.append((loss, iou, grad_norm, learning_rate))
+        self.unread.clear()
+        self._compare_weights()
+        if problems.item():
+            self._handle_broken_frames()
+
+    def _compare_weights(self) -> None:
+        """Raises DivergedError if workers have different weights, so that a hardware fault reaches no checkpoint."""
+        if self.world_size > 1 and (difference := find_difference(self.state.model, self.world_size)):
+            raise DivergedError(
+                f"step {self.state.step} : the workers' weights differ, which correct hardware does not do "
+                f"({difference}); the checkpoint before it is the last"
+            )
+
+    def _handle_broken_frames(self) -> None:
+        everyones: list[list[str]] = [self.problems]
+        if self.world_size > 1:
+            everyones = [[] for _ in range(self.world_size)]
+            dist.all_gather_object(everyones, self.problems)
+        for problem in itertools.chain(*everyones):
+            logger.warning("%s; the sample is drawn again", problem)
+            self.broken.append(problem)
+            self.state.meter.broken_frames += 1
+        self.problems = []
+        samples = self.config.DATA.TRAIN.SAMPLE_PER_EPOCH
+        if self.state.meter.broken_frames > MAX_BROKEN_SHARE * samples:
+            listed = Counter(self.broken).most_common(SHOWN_PROBLEMS)
+            raise BrokenDataError(
+                f"{self.state.meter.broken_frames} samples of this epoch met a broken frame, more than "
+                f"{MAX_BROKEN_SHARE:.0%} of {samples}: "
+                + "; ".join(f"{problem} ({times}×)" for problem, times in listed)
+                + ("; …" if len(set(self.broken)) > SHOWN_PROBLEMS else "")
+            )
+
+    def _log_interval(self) -> dict[str, float]:
+        """Writes the log line; returns the record for `metrics.jsonl`: averages since the epoch began, and rates."""
+        state, config = self.state, self.config
+        epoch_step = (state.step - 1) % config.steps_per_epoch + 1
+        epoch_samples = config.DATA.TRAIN.SAMPLE_PER_EPOCH
+        samples = min(epoch_step * config.TRAIN.BATCH_SIZE, epoch_samples)
+        seconds = state.meter.seconds - self.interval_began
+        interval_samples = self.interval_steps * config.TRAIN.BATCH_SIZE
+        logger.info(log_line(self._epoch(), samples, epoch_samples, interval_samples, seconds, state.meter))
+        averages = state.meter.averages(config.TRAIN.BATCH_SIZE)
+        rates = [group["lr"] for group in state.optimizer.param_groups]  # of the encoder too, where it is trained
+        record = {
+            "step": state.step,
+            "time": int(time.time() * 1000),
+            **{f"train/{name}": averages[name] for name in ("loss", "iou", "accuracy", "grad_norm")},
+            **dict(zip(("train/lr_decoder", "train/lr_encoder"), rates, strict=False)),
+            **{f"perf/{name}": averages[name] for name in ("samples_per_second", "data_wait_fraction")},
+            "perf/step_seconds": seconds / self.interval_steps,
+        }
+        if self.device.type == "cuda":
+            record["perf/gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        self.interval_steps, self.interval_began = 0, state.meter.seconds
+        return record
+
+    def _end_epoch(self) -> dict[str, float]:
+        """Ends the epoch and prepares the next. Returns the record of the ended epoch for `metrics.jsonl`."""
+        state, config = self.state, self.config
+        summary = {
+            "epoch": self._epoch(),
+            "step": state.step,
+            **state.meter.averages(config.TRAIN.BATCH_SIZE),
+            "lr": state.optimizer.param_groups[0]["lr"],
+            "seconds": state.meter.seconds,
+            "broken_frames": state.meter.broken_frames,
+        }
+        logger.info(summary_line(self._epoch(), config.TRAIN.EPOCH, summary, state.meter.seconds))
+        state.history.append(summary)
+        state.scheduler.step()
+        state.meter = EpochMeter()
+        self.broken = []
+        self.interval_began = 0.0
+        return {f"epoch/{name}": value for name, value in summary.items() if name not in ("epoch", "step")}
+
+    def _save_checkpoint(self) -> None:
+        """Copies the state and starts writing it in the background.
+
+        At most one checkpoint is written at a time: this waits for the one before.
+        """
+        self.outside.sink.wait()
+        state, config = self.state, self.config
+        epoch, step = divmod(state.step, config.steps_per_epoch)
+        metrics: dict[str, Any] = {"step": state.step} | (state.history[-1] if step == 0 else {})
+        generators = self.agreement.gather(generator_states())
+        contents = None
+        if self.rank == 0:
+            contents = Contents(*state.snapshot(), generators, state.meta(config, **self.outside.facts))
+            # Flushed first: a restart from this checkpoint writes only later records, so earlier ones must be there.
+            for file in (self.outside.metrics_file, *logging.getLogger("seqtrack").handlers):
+                if file is not None:
+                    file.flush()
+        self.outside.sink.save(checkpoint_name(epoch, step), metrics, contents)
+
+    def _epoch(self) -> int:
+        """The epoch, from 1, that the last finished step belongs to."""
+        return (self.state.step - 1) // self.config.steps_per_epoch + 1
+
+
+def _every(interval: int | None, step: int) -> bool:
+    return interval is not None and step % interval == 0

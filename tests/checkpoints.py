@@ -1,0 +1,24 @@
+"""Checkpoints of tests, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from seqtrack.config import Config
+from seqtrack.runs.checkpoint import Contents, checkpoint_name, write_checkpoint
+from seqtrack.training.state import TrainState, generator_states
+from tests.folders import stored_at
+
+DATASET = {"sequences": 4, "frames": 120, "fingerprint": "0123456789abcdef"}
+
+
+def save(config: Config, run: Path, step: int) -> Path:
+    """A checkpoint of untrained weights in a run's folder."""
+    state = TrainState.fresh(config, 0, torch.device("cpu"))
+    state.step = step
+    path = run / checkpoint_name(*divmod(step, config.steps_per_epoch))
+    meta = state.meta(config, dataset=DATASET, mlflow_run_id="1234")
+    write_checkpoint(Contents(*state.snapshot(), [generator_states()], meta), stored_at(path))
+    return path

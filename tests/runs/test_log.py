@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import io
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as fs
+import pytest
+
+from seqtrack.runs.folder import RunFolder
+from seqtrack.runs.log import LogFollower, RunLogHandler
+from tests.folders import run_at
+
+
+def record(text: str) -> logging.LogRecord:
+    return logging.makeLogRecord({"msg": text, "levelno": logging.INFO})
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["local", "object store"])
+def test_lines_of_a_restarted_run_follow_those_before(tmp_path: Path, local: bool) -> None:
+    # A subtree of the local disk stands for any filesystem that cannot append.
+    filesystem = fs.LocalFileSystem() if local else fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    run = RunFolder(filesystem, str(tmp_path) if local else "run", "run")
+    (tmp_path / "run").mkdir()
+    for text in ("first", "second"):
+        handler = RunLogHandler(run)
+        handler.handle(record(text))
+        handler.flush()
+    assert (tmp_path / ("train.log" if local else "run/train.log")).read_text() == "first\nsecond\n"
+
+
+def test_the_console_shows_what_is_new_and_only_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "train.log"
+    path.write_text("old\n")
+    out = io.StringIO()
+    with LogFollower(run_at(tmp_path), seconds=0.01, out=out), path.open("a") as file:
+        file.write("new\nhalf a li")
+    assert out.getvalue() == "new\n"
+
+
+class Unreliable(fs.SubTreeFileSystem):
+    """A local disk whose files cannot be read while `away` is set."""
+
+    away = True
+
+    def open_input_stream(self, *arguments: Any, **options: Any) -> Any:
+        if self.away:
+            raise OSError("cannot be reached")
+        return super().open_input_stream(*arguments, **options)
+
+
+def test_the_console_goes_on_when_the_log_can_be_read_again(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    log = tmp_path / "run/train.log"
+    log.touch()
+    filesystem = Unreliable(str(tmp_path), fs.LocalFileSystem())
+    out = io.StringIO()
+    with LogFollower(RunFolder(filesystem, "run", "run"), seconds=0.01, out=out):
+        log.write_text("one\ntwo\n")
+        time.sleep(0.2)
+        assert out.getvalue() == ""
+        filesystem.away = False
+        deadline = time.monotonic() + 20
+        while not out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert out.getvalue() == "one\ntwo\n"
+
+
+def test_a_log_that_never_came_is_no_error(tmp_path: Path) -> None:
+    with LogFollower(run_at(tmp_path), seconds=0.01, out=io.StringIO()):
+        pass

@@ -1,0 +1,228 @@
+"""The `seqtrack` command: answers at once, ends in one way, and says how to go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seqtrack.cli import PROGRAMS, main
+from seqtrack.commands.program import TO_GO_ON, ProgramError, run_program
+from seqtrack.config import Config, ConfigError, load_config, recipe_names, setting_docs
+from seqtrack.environment import command
+from seqtrack.errors import Stopped
+from seqtrack.experiments import train as experiment
+from seqtrack.runs import checkpoint
+from tests.training.loops import train
+from tests.training.runs import REPOSITORY
+
+ANSWERS = {
+    "": (0, "convert-weights"),
+    "--help": (0, "Train SeqTrack many times"),
+    "--print-completion bash": (0, "--resume-epoch"),
+    "trian": (2, "invalid choice: 'trian' (choose from"),
+    "train --help": (0, "seqtrack_l384_got"),
+    "train --settings": (0, "TRAIN.LR = 0.0001\n    "),
+    "train": (2, "error: --config NAME|FILE is needed, or --resume-from PATH"),
+    "train --config nowhere.yaml": (2, "error: nowhere.yaml: cannot be read"),
+    "train --config dmo": (2, "error: dmo: neither a file nor a recipe; did you mean demo? (the recipes: demo, seq"),
+    "train --config demo TRAIN.LRR=1": (2, "TRAIN.LRR: unknown setting; did you mean TRAIN.LR?"),
+    "train TRAIN.LR=0.1 --config demo TRAIN.LRR=1": (2, "TRAIN.LRR: unknown setting; did you mean TRAIN.LR?"),
+    "train --config demo --workers 3": (2, "RUN.WORKERS 3 does not divide TRAIN.BATCH_SIZE 32"),
+    "train --config demo --allow-changed TRAIN.LRR": (2, "--allow-changed TRAIN.LRR: neither a setting nor `dat"),
+    "train --config seqtrack_b256": (2, "COCO17, TRACKINGNET cannot be trained on here, only LASOT"),
+    "sweep --config demo --sweep smok": (2, "did you mean smoke? (the recipes: lr_asha, lr_seed, smoke)"),
+    "sweep --config demo --sweep smoke HUB.REPO_ID=me/x": (2, "HUB.REPO_ID: trials are not uploaded"),
+    "reproduce --config demo --resume-epoch 11": (2, "--resume-epoch 11: not one of 2 to TRAIN.EPOCH, 10"),
+    "pack-lasot --to packed": (2, "error: DATA.ROOT: name the tree to pack"),
+}
+"""What is typed after `seqtrack` -> exit code, and a part of the answer."""
+HEAVY = ("torch", "ray", "mlflow", "timm", "huggingface_hub", "cv2", "pandas", "matplotlib")
+ANSWER_ALL = f"""
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from seqtrack.cli import main
+
+heavy = lambda: {{name for name in {HEAVY} if name in sys.modules}}
+assert not heavy()
+answers = {{}}
+for typed in sys.argv[1:]:
+    before = heavy()
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        try:
+            code = main(typed.split())
+        except SystemExit as end:
+            code = end.code
+    answers[typed] = code, out.getvalue(), err.getvalue(), sorted(heavy() - before)
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str, list[str]]]:
+    """What is typed -> exit code, stdout, stderr, and what was imported for it. All in one new process."""
+    shown = subprocess.run(
+        [sys.executable, "-c", ANSWER_ALL, *ANSWERS],
+        cwd=tmp_path_factory.mktemp("empty"), env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE, check=True,
+    ).stdout  # fmt: skip
+    found: dict[str, tuple[int, str, str, list[str]]] = json.loads(shown)
+    return found
+
+
+@pytest.mark.parametrize("typed", ANSWERS)
+def test_what_needs_no_data_is_answered_without_heavy_imports(
+    typed: str, answers: dict[str, tuple[int, str, str, list[str]]]
+) -> None:
+    expected_code, part = ANSWERS[typed]
+    code, out, err, imported = answers[typed]
+    assert part in out + err
+    assert code == expected_code
+    assert imported == []
+    assert err.count("\n") == 1 or not err.startswith("error: ")
+
+
+def test_every_program_for_ray_jobs_is_one_of_the_command() -> None:
+    jobs = {path.stem.replace("_", "-") for path in (REPOSITORY / "ray_jobs").glob("*.py")}
+    assert jobs <= PROGRAMS.keys()
+
+
+def test_settings_without_effect_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--settings"]) == 0
+    shown = dict(re.findall(r"^([A-Z][\w.]+) = .*\n((?:    .*\n)+)", capsys.readouterr().out, re.MULTILINE))
+    assert shown.keys() == {doc.key for doc in setting_docs()}
+    without = {key for key, meaning in shown.items() if "Has no effect: " in meaning}
+    assert {"TRAIN.NUM_WORKER", "TEST.EPOCH"} <= without
+    assert not {"TRAIN.LR", "RUN.WORKERS"} & without
+
+
+def end(error: BaseException) -> Callable[[], int]:
+    def program() -> int:
+        raise error
+
+    return program
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "out", "err"),
+    [
+        (lambda: 0, 0, "", ""),
+        (end(ConfigError("f.yaml: SEED: is wrong")), 2, "", "error: f.yaml: SEED: is wrong\n"),
+        (end(ProgramError("no space left")), 1, "", "error: no space left\nTo go on: again\n"),
+        (end(Stopped(15)), 143, "Stopped. To go on: again\n", ""),
+        (end(KeyboardInterrupt()), 130, "", "\nTo go on: again\n"),
+    ],
+    ids=["done", "input", "failure", "signal", "ctrl-c"],
+)
+def test_all_programs_end_in_one_way(
+    program: Callable[[], int], code: int, out: str, err: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_program(program, TO_GO_ON.format(command="again")) == code
+    assert capsys.readouterr() == (out, err)
+
+
+def test_a_fault_of_the_program_itself_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_program(end(ZeroDivisionError()))
+
+
+JOB = json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}, "runtime_env": {}})
+
+
+@pytest.mark.parametrize(
+    ("started", "job", "expected"),
+    [
+        ("bin/seqtrack", None, "seqtrack pack-lasot --to x"),
+        (".venv/bin/seqtrack", None, ".venv/bin/seqtrack pack-lasot --to x"),
+        ("ray_jobs/pack_lasot.py", None, "bin/python ray_jobs/pack_lasot.py --to x"),
+        ("ray_jobs/pack_lasot.py", JOB, "ray job submit --working-dir . -- python ray_jobs/pack_lasot.py --to x"),
+        ("/opt/bin/seqtrack", JOB, "ray job submit --working-dir . -- seqtrack pack-lasot --to x"),
+    ],
+)
+def test_a_program_is_started_again_as_it_was_started(
+    started: str, job: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/seqtrack").touch(0o755)
+    monkeypatch.setenv("PATH", "bin", prepend=os.pathsep)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin/python"))
+    monkeypatch.setattr(sys, "argv", [started])
+    if job is not None:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", job)
+    assert " ".join(command("pack-lasot", ["--to", "x"])) == expected
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_is_found_by_its_name_and_by_its_path(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name) == load_config(REPOSITORY / f"configs/{name}.yaml")
+
+
+def test_a_file_that_is_there_goes_before_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("demo").write_text("SEED: 5\n")
+    assert load_config("demo").SEED == 5
+
+
+class Begun(Exception):
+    """The training would begin now."""
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The settings of each training that is ready to begin and then does not."""
+    seen: list[Config] = []
+
+    def run_prepared(prepared: Any, *_: Any) -> None:
+        seen.append(prepared.config)
+        raise Begun
+
+    monkeypatch.setattr(experiment, "run_prepared", run_prepared)
+    return seen
+
+
+@pytest.mark.parametrize("config", ["demo", str(REPOSITORY / "configs/demo.yaml")])
+def test_a_run_without_a_name_is_called_after_its_recipe(
+    config: str, begun: list[Config], lasot_root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Begun):
+        main(["train", "--config", config, f"DATA.ROOT={lasot_root}", f"RUN.STORAGE_PATH={tmp_path}"])
+    assert re.fullmatch(r"demo-\d{8}-\d{6}", str(begun[0].RUN.NAME))
+
+
+def test_a_checkpoint_that_brings_its_settings_is_read_once(
+    begun: list[Config], tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny_config.with_settings({"TRAIN.EPOCH": 1}))
+    verified: list[str] = []
+    verify = checkpoint.verify_checkpoint
+
+    def counted(directory: Path, shown: str) -> dict[str, Any]:
+        verified.append(directory.name)
+        return verify(directory, shown)
+
+    monkeypatch.setattr(checkpoint, "verify_checkpoint", counted)
+    with pytest.raises(Begun):
+        main(["train", "--resume-from", f"{tmp_path}/runs/tiny", "TRAIN.EPOCH=3"])
+    assert verified == ["checkpoint_epoch_0001"]
+    assert re.fullmatch(r"tiny-resumed-\d{8}-\d{6}", str(begun[0].RUN.NAME))
+    assert (begun[0].TRAIN.EPOCH, begun[0].SEED) == (3, tiny_config.SEED)
+
+
+def test_a_run_goes_on_though_the_checkpoint_that_it_started_from_is_gone(
+    begun: list[Config], tiny_config: Config, tmp_path: Path
+) -> None:
+    train(tiny_config.with_settings({"TRAIN.EPOCH": 1}))
+    (tmp_path / "tiny.yaml").write_text(tiny_config.to_yaml())
+    with pytest.raises(Begun):
+        main(["train", "--config", f"{tmp_path}/tiny.yaml", "--resume-from", "/gone/checkpoint_epoch_0001"])

@@ -1,0 +1,128 @@
+"""The training loop in a test: the same data, steps and checkpoints as on a cluster, without Ray."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from seqtrack.config import Config, parse_config
+from seqtrack.data.batches import HostBatch, StreamPlan, make_batches
+from seqtrack.data.open import open_data
+from seqtrack.data.triplets import TripletSource
+from seqtrack.model.weights import Weights
+from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoint
+from seqtrack.runs.folder import RunFolder
+from seqtrack.runs.log import MetricsFile, RunLogHandler
+from seqtrack.training.loop import Ended, Surroundings, TrainingLoop
+from seqtrack.training.slots import SlotGradients
+from seqtrack.training.state import TrainState, restore
+from seqtrack.training.step import Backward, backward, set_determinism
+
+CPU = torch.device("cpu")
+
+
+class FolderSink:
+    """Writes checkpoints into the run's folder at once."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+
+    def wait(self) -> None: ...
+
+    def save(self, name: str, metrics: Mapping[str, Any], contents: Contents | None) -> None:
+        if contents is not None:
+            write_checkpoint(contents, StoredCheckpoint(self.run, name))
+
+
+def train(
+    config: Config,
+    start: StoredCheckpoint | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    weights: Weights | None = None,
+    before: Callable[[TrainState], None] = lambda state: None,
+    **outside: Any,
+) -> Ended:
+    """Trains the run that the settings name, in its folder. Raises what the loop raises.
+
+    `before` sees the state before the first step. `outside` replaces parts of the loop's surroundings.
+    """
+    run = RunFolder.of(config)
+    run.create()
+    set_determinism(config.TRAIN.DETERMINISTIC)
+    torch.set_num_threads(config.threads or 1)
+    data = open_data(config)
+    triplets = TripletSource.from_config(config, data.index, data.root)
+    plan = StreamPlan.from_config(config, world_size)
+    dataset, hardware = data.index.describe(), f"cpu, {torch.get_num_threads()} threads"
+    log = logging.getLogger("seqtrack")
+    log.setLevel(logging.INFO)
+    handler: logging.Handler = RunLogHandler(run) if rank == 0 else logging.NullHandler()
+    log.addHandler(handler)
+    try:
+        state = TrainState.fresh(config, rank, CPU, weights)
+        resumed_from = restore(state, start, config, dataset, (), rank, hardware, run) if start else None
+        before(state)
+        model: torch.nn.Module = state.model
+        gradients: Backward = backward
+        if config.TRAIN.SLOTS is not None:
+            gradients = SlotGradients(state, config.TRAIN.SLOTS, rank, world_size)
+        elif world_size > 1:
+            model = DistributedDataParallel(state.model)
+
+        def batches() -> Generator[HostBatch, None, None]:
+            for step in range(state.step, config.total_steps):
+                yield from make_batches(triplets, plan, [step], rank)
+
+        facts = {
+            "resumed_from": resumed_from,
+            "world_size": world_size,
+            "hardware": hardware,
+            "dataset": dataset,
+            "code_revision": "test",
+            "mlflow_run_id": None,
+        }
+        metrics_file = MetricsFile(run, state.step) if rank == 0 else None
+        surroundings = replace(Surroundings(batches(), FolderSink(run), facts, metrics_file), **outside)
+        return TrainingLoop(config, state, model, gradients, rank, world_size, CPU, surroundings).run()
+    finally:
+        handler.flush()
+        log.removeHandler(handler)
+
+
+def train_together(work: Callable[[int, int], None], folder: Path, world_size: int = 2) -> None:
+    """Runs `work(rank, world_size)`, a module's function, in `world_size` processes that form one group."""
+    (folder / "store").unlink(missing_ok=True)
+    torch.multiprocessing.start_processes(
+        _join, (work, str(folder / "store"), world_size), nprocs=world_size, start_method="forkserver"
+    )
+
+
+def _join(rank: int, work: Callable[[int, int], None], store: str, world_size: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
+    work(rank, world_size)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def named(settings: dict[str, Any], name: str, changes: Mapping[str, Any] | None = None) -> Config:
+    """The settings of a run with this name and these changes."""
+    return parse_config(settings, "test").with_settings({"RUN.NAME": name} | dict(changes or {}))
+
+
+def checkpoint_of(config: Config, name: str) -> StoredCheckpoint:
+    return StoredCheckpoint(RunFolder.of(config), name)
+
+
+def preload(modules: Sequence[str] = ("tests.training.loops",)) -> None:
+    """Imports these modules once for all processes that tests start."""
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))

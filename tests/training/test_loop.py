@@ -1,0 +1,226 @@
+"""The training loop, without Ray: what it logs, when it writes checkpoints, and that a run continues bit for bit."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from seqtrack.config import Config, SyntheticConfig, parse_config
+from seqtrack.data.batches import HostBatch, StreamError, StreamPlan, make_batches
+from seqtrack.data.datasets.lasot import build_index
+from seqtrack.data.datasets.synthetic import write_synthetic
+from seqtrack.data.open import open_data
+from seqtrack.data.sampling import draw_sample, usable_sequences
+from seqtrack.data.storage import open_root
+from seqtrack.data.triplets import TripletSource
+from seqtrack.model.weights import starting_weights
+from seqtrack.runs.checkpoint import Contents
+from seqtrack.runs.folder import RunFolder
+from seqtrack.training.loop import SECONDS_BETWEEN_QUESTIONS, BrokenDataError, DivergedError
+from tests.folders import stored_at
+from tests.training import pair
+from tests.training.loops import FolderSink, checkpoint_of, named, train
+from tests.training.runs import assert_same_bits, records, step_metrics, weights
+
+LAST = "checkpoint_epoch_0003"
+STEPS_PER_EPOCH = 40
+
+
+@pytest.mark.parametrize("start", pair.STARTS)
+def test_one_worker_continues_bit_for_bit(looped: Path, settings: dict[str, Any], start: str) -> None:
+    resumed = looped.with_name(f"looped-from-{start}")
+    train(named(settings, resumed.name), stored_at(looped / start))
+    assert_same_bits(resumed, looped, LAST)
+
+
+@pytest.mark.parametrize("start", pair.STARTS)
+def test_two_workers_continue_bit_for_bit(together: Path, start: str) -> None:
+    assert_same_bits(together / f"pair-from-{start}", together / "pair", LAST)
+
+
+@pytest.mark.parametrize("resumed", ["plain-1-to-2", "plain-2-to-1"])
+def test_other_numbers_of_workers_get_the_same_batches(together: Path, resumed: str) -> None:
+    """The losses agree to rounding: gradients are summed in another order.
+
+    In every step, `check_batch` makes sure that the samples are the same.
+    """
+    reference = together / f"plain-{resumed[6]}"
+    steps = slice(STEPS_PER_EPOCH, STEPS_PER_EPOCH + 20)
+    ours, theirs = (step_metrics(run, LAST)[steps, 0] for run in (together / resumed, reference))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
+    assert not torch.equal(ours, theirs), "the two are the same sum, so nothing was compared"
+
+
+def test_two_workers_train_on_the_same_batches_as_one(together: Path) -> None:
+    one, two = (step_metrics(together / run, LAST) for run in ("plain-1", "plain-2"))
+    torch.testing.assert_close(one[:20], two[:20], rtol=1e-4, atol=0)
+    files = {path.name for path in (together / "plain-2" / LAST).glob("rng*")}
+    assert files == {"rng_rank_0000.pt", "rng_rank_0001.pt"}
+
+
+def test_workers_whose_weights_differ_stop_before_the_next_checkpoint(together: Path) -> None:
+    for rank in (0, 1):
+        message = json.loads((together / f"faulty-{rank}.json").read_text())
+        assert "the workers' weights differ" in message and re.search(r"rank 0: \w+, rank 1: \w+", message)
+    assert not list((together / "faulty").glob("checkpoint_epoch_*"))
+
+
+def test_the_log_has_a_line_an_interval_and_a_summary_an_epoch(tiny_config: Config, tmp_path: Path) -> None:
+    """The clock advances by a second each time it is read, so times are exact."""
+    ticks = itertools.count()
+    train(tiny_config, clock=lambda: float(next(ticks)))
+    log = (tmp_path / "runs/tiny/train.log").read_text()
+    counts = r"Epoch (\d) : (\d+) / 22 samples , time for last (\d+) samples : (\S+) , "
+    found = re.findall(counts + r".* , Loss/total: [\d.]+, IoU: [\d.]+, Accuracy: [\d.]+%", log)
+    assert [found[:3] for *found, _ in found] == [
+        [epoch, samples, "8"] for epoch in "12" for samples in ("8", "16", "22")
+    ]
+    assert len({seconds for *_, seconds in found}) <= 2, "the clock's seconds are the log's"
+    assert re.findall(r"Epoch (\d) of 2 done in .*waited for data [\d.]+% of the time", log) == ["1", "2"]
+    assert [record["step"] for record in records(tmp_path / "runs/tiny")] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_and_continues(looped: Path, settings: dict[str, Any]) -> None:
+    asked = itertools.count()
+    config = named(settings, "asked", {"TRAIN.CHECKPOINT_EVERY_STEPS": None})
+    ended = train(config, stop_requested=lambda: next(asked) == 16)
+    assert ended.stopped and ended.step == 17
+    run = looped.with_name("asked")
+    assert [path.name for path in run.glob("checkpoint*")] == ["checkpoint_epoch_0000_step_000017"]
+    train(config, checkpoint_of(config, "checkpoint_epoch_0000_step_000017"))
+    assert_same_bits(run, looped, LAST)
+    assert records(run) == records(looped)
+
+
+def test_a_node_that_is_announced_to_go_means_one_checkpoint_at_once(tiny_config: Config, tmp_path: Path) -> None:
+    ticks = itertools.count(step=SECONDS_BETWEEN_QUESTIONS / 8)  # some looks at the clock a step
+    answers: list[bool] = []
+
+    def leaving() -> bool:
+        answers.append(True)
+        return True
+
+    ended = train(tiny_config, node_is_leaving=leaving, clock=lambda: float(next(ticks)))
+    assert not ended.stopped and ended.step == 12
+    assert len(answers) > 1, "it was asked once only"
+    log = (tmp_path / "runs/tiny/train.log").read_text()
+    (step,) = re.findall(r"Preemption : a node of this run is about to go; writing a checkpoint at step (\d+)", log)
+    names = sorted(path.name for path in (tmp_path / "runs/tiny").glob("checkpoint*"))
+    assert names == [f"checkpoint_epoch_0000_step_{int(step):06d}", "checkpoint_epoch_0001", "checkpoint_epoch_0002"]
+
+
+class SlowSink(FolderSink):
+    """Notes the order of events: a checkpoint is handed over (+), and written when the loop waits for it (-)."""
+
+    def __init__(self, run: RunFolder) -> None:
+        super().__init__(run)
+        self.order = ""
+        self._under_way: Callable[[], None] | None = None
+
+    def wait(self) -> None:
+        if self._under_way is not None:
+            self._under_way()
+            self.order += "-"
+            self._under_way = None
+
+    def save(self, name: str, metrics: Mapping[str, Any], contents: Contents | None) -> None:
+        assert self._under_way is None, "two checkpoints are under way"
+        self.order += "+"
+        self._under_way = functools.partial(super().save, name, metrics, contents)
+
+
+def test_one_checkpoint_at_a_time_is_under_way_and_the_last_is_waited_for(tiny_config: Config, tmp_path: Path) -> None:
+    sink = SlowSink(RunFolder.of(tiny_config))
+    train(tiny_config.with_settings({"TRAIN.CHECKPOINT_EVERY_STEPS": 2}), sink=sink)
+    assert sink.order == "+-" * 6
+    train(tiny_config.with_settings({"RUN.NAME": "plain", "TRAIN.CHECKPOINT_EVERY_STEPS": 2}))
+    for path in (tmp_path / "runs/plain").glob("checkpoint*"):
+        assert_same_bits(tmp_path / "runs/tiny", tmp_path / "runs/plain", path.name)
+
+
+def test_batches_of_another_step_are_refused(tiny_config: Config) -> None:
+    data = open_data(tiny_config)
+    triplets = TripletSource.from_config(tiny_config, data.index, data.root)
+
+    def skipping() -> Generator[HostBatch, None, None]:
+        yield from make_batches(triplets, StreamPlan.from_config(tiny_config, 1), [0, 2], 0)
+
+    with pytest.raises(StreamError, match="rank 0 wanted step 1, samples 4 to 7, but the stream delivered step 2"):
+        train(tiny_config, batches=skipping())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tiny_config: Config, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"step \d+ : loss \S+, gradient norm \S+, learning rate 1e\+30; the check"):
+        train(tiny_config.with_settings({"TRAIN.LR": 1e30}))
+    assert not list((tmp_path / "runs/tiny").glob("checkpoint*"))
+
+
+def test_a_run_starts_from_a_pre_trained_encoder_and_a_frozen_one_keeps_it(
+    tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    vit = timm.create_model(
+        "vit_base_patch16_224.mae", pretrained=False, embed_dim=128, depth=4, num_heads=4, num_classes=0
+    ).state_dict()
+    torch.save({"model": vit}, tmp_path / "mae.pth")
+    tiny_settings["MODEL"]["ENCODER"] |= {"PRETRAIN_TYPE": "mae", "PRETRAIN_FILE": str(tmp_path / "mae.pth")}
+    tiny_settings["TRAIN"] |= {"EPOCH": 1, "FREEZE_ENCODER": True}
+    tiny_settings["DATA"]["TEMPLATE"]["NUMBER"] = 3
+    config = parse_config(tiny_settings, "tiny")
+    initial, source = starting_weights(config)
+    assert source == f"MODEL.ENCODER.PRETRAIN_FILE {tmp_path}/mae.pth"
+    train(config, weights=initial)
+    trained = weights(tmp_path / "runs/tiny", "checkpoint_epoch_0001")
+    for name, tensor in vit.items():
+        if name.startswith("blocks."):
+            assert torch.equal(trained[f"encoder.body.{name}"], tensor), name
+
+
+def frame_drawn_rarely(config: Config, samples: int) -> tuple[str, int]:
+    """A frame that occurs in some samples of the first epoch, but in less than 1 % of them, and their number."""
+    root = open_root(str(config.DATA.ROOT))
+    index = build_index(config.DATA, root)
+    usable = usable_sequences(index, config.DATA)
+    shown: Counter[str] = Counter()
+    for number in range(samples):
+        draws = draw_sample(index, usable, config.SEED, number, 0, config.DATA)
+        shown.update({index.frame_path(draws.sequence, frame) for frame in draws.frames})
+    return next((frame, times) for frame, times in sorted(shown.items()) if 1 < times < samples / 100)
+
+
+def test_a_few_broken_frames_are_named_and_replaced(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    write_synthetic(root, SyntheticConfig(SEQUENCES=4, FRAMES=100, HEIGHT=64, WIDTH=64))
+    tiny_settings["DATA"]["ROOT"] = str(root)
+    tiny_settings["DATA"]["TRAIN"]["SAMPLE_PER_EPOCH"] = 400
+    tiny_settings["TRAIN"] |= {"EPOCH": 1, "BATCH_SIZE": 20, "PRINT_INTERVAL": 100}
+    config = parse_config(tiny_settings, "tiny")
+    frame, times = frame_drawn_rarely(config, samples=400)
+    (root / frame).unlink()
+    train(config)
+    log = (tmp_path / "runs/tiny/train.log").read_text()
+    assert log.count(f"{frame} is missing; the sample is drawn again") == times
+    (summary,) = json.loads((tmp_path / "runs/tiny/checkpoint_epoch_0001/meta.json").read_text())["history"]
+    assert summary["broken_frames"] == times
+
+
+def test_many_broken_frames_stop_the_run_with_the_list(
+    tiny_settings: dict[str, Any], lasot_root: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(lasot_root, tmp_path / "broken")
+    for path in root.glob("coin/*/img/*.jpg"):
+        path.write_bytes(b"")
+    tiny_settings["DATA"]["ROOT"] = str(root)
+    message = r"samples of this epoch met a broken frame, more than 1% of 22: coin/coin-\d/img/\d+\.jpg"
+    with pytest.raises(BrokenDataError, match=message):
+        train(parse_config(tiny_settings, "tiny"))
