@@ -71,10 +71,13 @@ def _from_here(path: Path) -> str:
 def code_revision() -> str:
     """The git commit of this package, with a + if files have changed since.
 
-    Outside a git checkout: Ray's name for the folder that was uploaded with the job, or "unknown".
+    If the package is in no git checkout: Ray's name for the folder that was uploaded with the job, or "unknown".
     """
-    git = ["git", "-C", str(Path(__file__).parent)]
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
     try:
+        # An environment may lie in a checkout of something else, which does not track what is installed there.
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -226,3 +227,9 @@ def test_a_run_goes_on_though_the_checkpoint_that_it_started_from_is_gone(
     (tmp_path / "tiny.yaml").write_text(tiny_config.to_yaml())
     with pytest.raises(Begun):
         main(["train", "--config", f"{tmp_path}/tiny.yaml", "--resume-from", "/gone/checkpoint_epoch_0001"])
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error() -> None:
+    shell = f"set -o pipefail; {shlex.quote(sys.executable)} ray_jobs/train.py --settings | head -n 1"
+    ended = subprocess.run(["bash", "-c", shell], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("SEED = 42\n", "")

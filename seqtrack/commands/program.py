@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -36,6 +37,9 @@ def run_program(program: Callable[[], int], to_go_on: str | None = None) -> int:
     except Stopped as stopped:
         print("Stopped.", to_go_on or "")
         return 128 + stopped.number
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print(f"\n{to_go_on or ''}", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -43,7 +43,7 @@ class PreparedRun:
     continued: bool
     """Whether `start` is the run's own newest checkpoint."""
     weights: Weights
-    """Initial weights of a new run; names that are missing keep their random values."""
+    """Initial weights of a new run; parameters that are missing keep their random values."""
     weights_source: str
     """Where the weights are from, for the log."""
 

@@ -1,0 +1,1 @@
+"""Servers that are told about runs: MLflow and the Hugging Face Hub. Training needs none of them."""

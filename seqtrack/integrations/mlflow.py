@@ -32,6 +32,7 @@ from mlflow.utils.validation import (
 from pyarrow import ArrowException
 
 from seqtrack.config import SETTINGS_FILE, Config
+from seqtrack.environment import command
 from seqtrack.integrations.background import BackgroundSync
 from seqtrack.integrations.mlflow_store import explain, find_experiment, make_client, tracking_uri, without_credentials
 from seqtrack.model.weights import read_weights
@@ -264,7 +265,7 @@ class MirrorThread:
             self._server,
             unsent,
             self._run.location,
-            shlex.join(["seqtrack", "deliver", self._run.location]),
+            shlex.join(command("deliver", [self._run.location])),
         )
 
     def _sync(self) -> None:

@@ -98,7 +98,9 @@ def _summary(config: Config, phase1: Phase, phase2: Phase | None) -> str:
         f"{config.TRAIN.EPOCH} epochs of {config.DATA.TRAIN.SAMPLE_PER_EPOCH:,} samples in "
         f"{config.steps_per_epoch:,} batches, seed {config.SEED}."
     )
-    if phase2:
+    if phase2 and phase2.source is None:
+        text += " Phase 2 was trained from the beginning, too."
+    elif phase2:
         text += (
             f" Phase 2 started from phase 1's checkpoint after epoch {phase2.first_step // phase2.steps_per_epoch} "
             "and trained the rest again."

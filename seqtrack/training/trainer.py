@@ -95,7 +95,8 @@ def build_trainer(job: Job, resources: Resources, callbacks: Sequence[UserCallba
     workers, fewest = config.RUN.WORKERS, config.RUN.MIN_WORKERS
     return TorchTrainer(
         train_worker,
-        train_loop_config={"job": job},
+        # By reference: Ray Train's controller unpacks this, and would import torch, timm and OpenCV before any worker.
+        train_loop_config={"job": ray.put(job)},
         scaling_config=ScalingConfig(
             num_workers=workers if fewest is None else (fewest, workers),
             use_gpu=resources.gpus_per_worker > 0,

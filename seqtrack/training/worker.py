@@ -54,8 +54,8 @@ class Job:
 
 
 def train_worker(settings: dict[str, Any]) -> Ended:
-    """Trains to the end of the last epoch, or until the job is asked to stop. `settings["job"]` is the Job."""
-    job: Job = settings["job"]
+    """Trains to the end of the last epoch, or until the job is asked to stop. `settings["job"]` refers to the Job."""
+    job: Job = ray.get(settings["job"])
     config, context = job.config, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     with _run_log(job.run, rank):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import functools
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +15,7 @@ import ray
 import torch
 from pyarrow import fs
 
-from seqtrack.config import Config, parse_config
+from seqtrack.config import Config
 from seqtrack.experiments.train import run_training
 from seqtrack.integrations import hub
 from seqtrack.integrations.hub import HubError, HubRepo, HubThread, fetch_checkpoint
@@ -26,22 +23,17 @@ from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.weights import read_weights
 from seqtrack.runs.checkpoint import (
     CheckpointError,
-    Contents,
     checkpoint_name,
     verify_checkpoint,
     whole_checkpoints,
-    write_checkpoint,
 )
 from seqtrack.runs.folder import RunFolder
-from seqtrack.training.state import TrainState, generator_states
-from tests.folders import run_at, stored_at
+from tests.folders import run_at
+from tests.integrations.hub_runs import REPO, tiny, train
 from tests.integrations.hub_server import READER, TOKEN, Fault, HubServer
 from tests.integrations.servers import empty_store, wait_until
-from tests.settings import make_tiny_settings
 from tests.training import loops
 from tests.training.runs import assert_same_bits
-
-REPO = "someone/seqtrack-tiny"
 
 
 @contextmanager
@@ -53,7 +45,6 @@ def hub_server(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[HubServ
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     # Xet is another protocol, to another server; the client's own switch leaves it to HTTP.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("seqtrack.integrations.background.SECONDS_BETWEEN_LOOKS", 0.05)
     try:
         yield server
     finally:
@@ -89,37 +80,6 @@ def run(tmp_path: Path) -> tuple[Config, Path]:
     folder = tmp_path / "runs/tiny"
     folder.mkdir(parents=True)
     return tiny(), folder
-
-
-def tiny() -> Config:
-    return parse_config(make_tiny_settings(Path("lasot"), Path("runs")) | {"HUB": {"REPO_ID": REPO}}, "tiny")
-
-
-@functools.cache
-def written() -> tempfile.TemporaryDirectory[str]:
-    """A folder with the checkpoints after three epochs; IoU is best after the second."""
-    folder, config = tempfile.TemporaryDirectory(), tiny()
-    dataset = {"sequences": 4, "frames": 120, "classes": {"coin": {}, "kite": {}}, "fingerprint": "0123456789abcdef"}
-    for epoch in (1, 2, 3):
-        torch.manual_seed(epoch)
-        state = TrainState.fresh(config, epoch, torch.device("cpu"))
-        with torch.no_grad():
-            next(state.model.parameters()).add_(epoch)
-        for number in range(1, epoch + 1):
-            iou = 0.9 if number == 2 else 0.1 * number
-            state.history.append({"epoch": number, "step": 6 * number, "loss": 4.0 / number, "iou": iou, "lr": 0.001})
-        meta = state.meta(config, dataset=dataset, mlflow_run_id=None, resumed_from=None, code_revision="abc")
-        contents = Contents(*state.snapshot(), [generator_states()], meta)
-        write_checkpoint(contents, stored_at(Path(folder.name, checkpoint_name(epoch, 0))))
-    return folder
-
-
-def train(folder: Path, epoch: int) -> None:
-    """Puts the checkpoint after an epoch into a run's folder, whole at once, as a training does."""
-    name = checkpoint_name(epoch, 0)
-    partial = folder / f".{name}.partial"
-    shutil.copytree(Path(written().name, name), partial)
-    partial.rename(folder / name)
 
 
 def upload(config: Config, folder: Path, epochs: int = 3, patience: float = 60.0) -> HubThread:
@@ -311,6 +271,7 @@ def test_strangers_find_a_card_and_load_the_model(server: HubServer, filled: Pat
     assert card.startswith("---\n") and "library_name: seqtrack" in card
     assert "| 2 | 2.0000 | 0.9000 | 0.001 |" in card
     assert f'SeqTrack.from_pretrained("{REPO}")' in card
+    assert f"seqtrack train --resume-from hf://{REPO}/checkpoints/checkpoint_epoch_0003" in card
     model = SeqTrack.from_pretrained(REPO)
     ours = read_weights(filled / "checkpoint_epoch_0002")
     assert all(torch.equal(tensor, ours[name]) for name, tensor in model.state_dict().items())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 import signal
-import socket
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +18,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from seqtrack import cli
-from seqtrack.config import SETTINGS_FILE, Config
+from seqtrack.config import Config
+from seqtrack.environment import command
 from seqtrack.experiments.train import run_training
 from seqtrack.integrations import mlflow
 from seqtrack.integrations.mlflow import MIRROR_FILE, Mirror, MirrorState, MirrorThread, deliver
-from seqtrack.integrations.mlflow_store import close_parent_run, open_parent_run, without_credentials
 from seqtrack.runs.checkpoint import whole_checkpoints
 from seqtrack.runs.folder import RunFileError, RunFolder
 from seqtrack.runs.log import LOG_FILE, MetricsFile, read_metrics
-from tests.integrations.servers import MlflowServer, empty_store, postgresql, wait_until
+from tests.integrations.servers import MlflowServer, postgresql, wait_until
 from tests.settings import make_tiny_settings
 from tests.training import loops
 from tests.training.runs import kill_a_worker
@@ -35,40 +35,11 @@ TAGS = {"phase": "first", "seed": "3"}
 Tracked = Callable[..., tuple[Config, RunFolder]]
 
 
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seqtrack.integrations.background.SECONDS_BETWEEN_LOOKS", 0.05)
-    monkeypatch.setattr("seqtrack.integrations.background.LONGEST_PAUSE", 0.5)
-    monkeypatch.setattr(mlflow, "SECONDS_TO_OPEN", 0.0)
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
     yield server
     server.stop()
-
-
-@pytest.fixture
-def tracked(tiny_config: Config, tmp_path: Path) -> Tracked:
-    """A run's folder without checkpoints, whose MLflow store is at `uri`."""
-
-    def make(uri: str, **settings: Any) -> tuple[Config, RunFolder]:
-        config = tiny_config.with_settings({"MLFLOW.TRACKING_URI": uri, "MLFLOW.EXPERIMENT": tmp_path.name, **settings})
-        run = RunFolder.of(config)
-        run.create()
-        run.write(SETTINGS_FILE, config.to_yaml())
-        run.write(LOG_FILE, "Epoch 1\n")
-        return config, run
-
-    return make
-
-
-@pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLFLOW_TRACKING_URI, with a password, is that of a server that is away."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:canary@127.0.0.1:{free.getsockname()[1]}")
 
 
 def train(run: RunFolder, start: int, stop: int, time: int = 0) -> None:
@@ -249,7 +220,7 @@ def test_what_cannot_be_delivered_is_kept_with_the_command_that_delivers_it(
         wait_until(lambda: "training goes on" in caplog.text)
         thread.close("FINISHED", patience=0.5)
     assert f"lacks a part of this run (12 records), which is in {run.location}." in caplog.text
-    assert f"seqtrack deliver {run.location}" in caplog.text
+    assert f"To deliver it: {shlex.join(command('deliver', [run.location]))}" in caplog.text
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert cli.main(["deliver", run.location]) == 0
     assert f"is up to date with {run.location}" in capsys.readouterr().out
@@ -272,42 +243,9 @@ def test_a_postgresql_store(tmp_path: Path, tracked: Tracked, monkeypatch: pytes
         assert the_run(config)[1].info.status == "KILLED"
 
 
-def test_names_from_the_environment_win(tracked: Tracked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, run = tracked("sqlite:////nowhere/mlflow.db")
-    store = empty_store(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
-    started(config.with_settings({"MLFLOW.RUN_NAME": "named"}), run).sync()
-    parent = open_parent_run(config)
-    assert open_parent_run(config) == parent
-    client = MlflowClient(store)
-    experiment = client.get_experiment_by_name("mine")
-    assert experiment is not None
-    assert {run.info.run_name for run in client.search_runs([experiment.experiment_id])} == {"named", config.RUN.NAME}
-
-
 def test_a_folder_that_is_not_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunFileError, match=r"config\.yaml: no such file; this is not the folder of a run"):
         deliver(str(tmp_path))
-
-
-def test_an_experiment_of_parts_goes_on_without_mlflow_and_shows_no_password(
-    tracked: Tracked, nobody: None, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config, run = tracked("sqlite:////nowhere/mlflow.db")
-    with caplog.at_level(logging.WARNING, "seqtrack"):
-        assert open_parent_run(config) is None
-        close_parent_run(config, "any", Path(run.path), {}, "FINISHED")
-    assert "no MLflow run for" in caplog.text and "MLflow did not take the report" in caplog.text
-    assert cli.main(["deliver", run.location]) == 1
-    told = capsys.readouterr()
-    assert told.err.startswith("error: ")
-    assert "canary" not in caplog.text + told.out + told.err
-
-
-def test_what_is_shown_has_no_password() -> None:
-    assert without_credentials("https://me:secret@host:5000/path") == "https://host:5000/path"
-    assert without_credentials("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
 
 
 def test_the_curves_of_a_training_with_every_trouble_are_those_of_one_without(
@@ -325,18 +263,22 @@ def test_the_curves_of_a_training_with_every_trouble_are_those_of_one_without(
     log = tmp_path / "runs/troubled" / LOG_FILE
 
     def trouble() -> None:
-        wait_until(lambda: log.exists() and "Epoch 1 : 80" in log.read_text())
-        server.send(signal.SIGSTOP)
-        kill_a_worker()
-        wait_until(lambda: log.read_text().count("Training vit_demo") == 2)
-        wait_until(lambda: "Epoch 2 : 80" in log.read_text())  # the training goes on beside a server that is blocked
-        server.stop()
-        server.start()
+        try:
+            wait_until(lambda: log.exists() and "Epoch 1 : 80" in log.read_text())
+            server.send(signal.SIGSTOP)
+            kill_a_worker()
+            wait_until(lambda: log.read_text().count("Training vit_demo") == 2)
+            wait_until(
+                lambda: "Epoch 2 : 80" in log.read_text()
+            )  # the training goes on beside a server that is blocked
+        finally:  # nobody waits for a blocked server, whatever happened
+            server.stop()
+            server.start()
 
-    thread = threading.Thread(target=trouble)
-    thread.start()
-    run_training(config)
-    thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        troubled = pool.submit(trouble)
+        run_training(config)
+        troubled.result()
 
     run = RunFolder.of(config)
     expected = read_metrics(RunFolder.of(whole))
