@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ray
 from ray import tune
-from ray.train import Checkpoint
 from ray.train.v2.api.exceptions import TrainingFailedError
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from seqtrack.cluster.resources import Resources
 from seqtrack.config import Config
@@ -22,6 +19,7 @@ from seqtrack.experiments.prepare import prepare
 from seqtrack.experiments.train import log_start
 from seqtrack.integrations.mlflow import SECONDS_TO_OPEN, MirrorState
 from seqtrack.runs.folder import RunFolder, write_settings
+from seqtrack.sweeps.epoch_reports import EpochReports
 from seqtrack.sweeps.results import TRIALS, Trial, TrialNote, read_note, read_trial, write_note
 from seqtrack.sweeps.settings import Params, Sweep, trial_name
 from seqtrack.training.loop import Ended, HopelessError
@@ -55,14 +53,6 @@ class TrialSetting:
         """A trial's whole configuration, which can be trained as it is."""
         place = {"RUN.STORAGE_PATH": self.folder.child(TRIALS).location, "RUN.NAME": trial_name(params)}
         return self.config.with_settings(params | place, "trial")
-
-
-class EpochReports(TuneReportCallback):
-    """Passes on to Ray Tune what Ray Train is told at each epoch's end, not at the checkpoints between."""
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        if "epoch" in metrics[0]:
-            super().after_report(run_context, metrics, None)
 
 
 def run_trial(params: Params, setting: TrialSetting) -> None:

@@ -248,6 +248,7 @@ def test_a_folder_that_is_not_a_run_is_named(tmp_path: Path) -> None:
         deliver(str(tmp_path))
 
 
+@pytest.mark.soak
 def test_the_curves_of_a_training_with_every_trouble_are_those_of_one_without(
     cluster: None, server: MlflowServer, lasot_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,9 +269,7 @@ def test_the_curves_of_a_training_with_every_trouble_are_those_of_one_without(
             server.send(signal.SIGSTOP)
             kill_a_worker()
             wait_until(lambda: log.read_text().count("Training vit_demo") == 2)
-            wait_until(
-                lambda: "Epoch 2 : 80" in log.read_text()
-            )  # the training goes on beside a server that is blocked
+            wait_until(lambda: "Epoch 2 : 80" in log.read_text())  # beside a blocked server
         finally:  # nobody waits for a blocked server, whatever happened
             server.stop()
             server.start()

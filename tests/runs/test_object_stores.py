@@ -19,8 +19,10 @@ from tests.training.runs import assert_same_bits, job, write_config
 
 @pytest.mark.parametrize(
     ("bucket", "with_data"),
-    [(functools.partial(s3_bucket, faulty=True), True), (gcs_bucket, False)],  # the emulator lists no folders
-    ids=["failing-s3", "gcs"],
+    [
+        pytest.param(functools.partial(s3_bucket, faulty=True), True, id="failing-s3"),
+        pytest.param(gcs_bucket, False, id="gcs", marks=pytest.mark.soak),  # the emulator lists no folders
+    ],
 )
 def test_a_run_resumed_from_an_object_store_repeats_the_run_on_data_from_disk(
     cluster: None,

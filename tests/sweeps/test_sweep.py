@@ -23,10 +23,12 @@ import yaml
 from mlflow import MlflowClient
 from pyarrow import parquet
 
+from seqtrack.config import load_config
 from tests.settings import make_tiny_settings
+from tests.training.loops import train
 from tests.training.runs import REPOSITORY, assert_same_bits, load_job, write_config
 
-job, train = load_job("sweep"), load_job("train")
+job = load_job("sweep")
 
 SEED = 2
 GOOD, WORSE, ABSURD = (f"LR={lr},SEED={SEED}" for lr in (0.003, 1e-09, 1e30))
@@ -100,7 +102,7 @@ def test_a_trial_that_diverges_fails_with_its_reason_and_the_others_go_on(swept:
 
 def test_a_trial_trained_alone_with_its_saved_settings_has_the_same_bits(swept: Swept, folder: Path) -> None:
     saved = swept.trials / GOOD / "config.yaml"
-    assert train.main(["--config", str(saved), f"RUN.STORAGE_PATH={folder}/alone", "RUN.NAME=alone"]) == 0
+    train(load_config(saved).with_settings({"RUN.STORAGE_PATH": f"{folder}/alone", "RUN.NAME": "alone"}))
     assert_same_bits(folder / "alone/alone", saved.parent, LAST)
 
 
@@ -144,6 +146,7 @@ def stopped(swept: Swept, folder: Path, config: str) -> tuple[subprocess.Complet
     return ended, folder / "runs/stopped", arguments
 
 
+@pytest.mark.soak
 def test_a_sweep_that_is_asked_to_stop_has_its_trial_write_a_checkpoint(
     stopped: tuple[subprocess.CompletedProcess[str], Path, list[str]],
 ) -> None:
@@ -158,6 +161,7 @@ def test_a_sweep_that_is_asked_to_stop_has_its_trial_write_a_checkpoint(
     assert not any(trials.glob("*SEED=7/train.log"))
 
 
+@pytest.mark.soak
 def test_a_stopped_sweep_goes_on_and_a_killed_trial_from_its_checkpoint(
     stopped: tuple[subprocess.CompletedProcess[str], Path, list[str]], swept: Swept, capsys: pytest.CaptureFixture[str]
 ) -> None:

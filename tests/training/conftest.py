@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from tests.training.runs import job, write_config
 
 @pytest.fixture(scope="session")
 def settings(lasot_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Three epochs of 40 steps, with a checkpoint every 10 and the learning rate dropping after each epoch."""
+    """Two epochs of 40 steps, with a checkpoint every 10 and the learning rate dropping after each epoch."""
     settings = make_tiny_settings(lasot_root, tmp_path_factory.mktemp("continuing") / "runs")
     settings["DATA"]["TRAIN"]["SAMPLE_PER_EPOCH"] = 158
     settings["MODEL"]["ENCODER"]["DROP_PATH"] = 0.1
-    settings["TRAIN"] |= {"EPOCH": 3, "CHECKPOINT_EVERY_STEPS": 10}
+    settings["TRAIN"] |= {"EPOCH": 2, "CHECKPOINT_EVERY_STEPS": 10}
     return settings
 
 
@@ -51,16 +50,11 @@ def together(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def whole(cluster: None, config: str, settings: dict[str, Any]) -> Callable[[int], Path]:
-    """Trains the run on a cluster, with a number of workers. Its output is beside its folder, in `whole1.console`."""
-
-    def run(workers: int) -> Path:
-        folder = Path(settings["RUN"]["STORAGE_PATH"], f"whole{workers}")
-        if not folder.exists():
-            console = io.StringIO()
-            with contextlib.redirect_stdout(console):
-                assert job.main(["--config", config, f"RUN.WORKERS={workers}", f"RUN.NAME={folder.name}"]) == 0
-            folder.with_suffix(".console").write_text(console.getvalue())
-        return folder
-
-    return run
+def whole(cluster: None, config: str, settings: dict[str, Any]) -> Path:
+    """The run on one worker of a cluster. What it printed is beside its folder, in `whole.console`."""
+    folder = Path(settings["RUN"]["STORAGE_PATH"], "whole")
+    console = io.StringIO()
+    with contextlib.redirect_stdout(console):
+        assert job.main(["--config", config, f"RUN.NAME={folder.name}"]) == 0
+    folder.with_suffix(".console").write_text(console.getvalue())
+    return folder

@@ -6,6 +6,7 @@ in `test_loop.py`.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -13,8 +14,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,68 +24,63 @@ import yaml
 from mlflow import MlflowClient
 
 from seqtrack.config import load_config
-from tests.training.loops import checkpoint_of, train
-from tests.training.pair import LONG
+from tests.training.loops import checkpoint_of, train, train_together
+from tests.training.pair import LONG, run_long
 from tests.training.runs import REPOSITORY, WorkerKiller, assert_same_bits, job, records, step_metrics
 
 STEPS_PER_EPOCH = 40
-LAST = "checkpoint_epoch_0003"
+LAST = "checkpoint_epoch_0002"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_cluster_trains_as_the_loop_alone(
-    whole: Callable[[int], Path], looped: Path, together: Path, workers: int
-) -> None:
+def test_a_cluster_trains_as_the_loop_alone(whole: Path, looped: Path) -> None:
     """So the results of tests of the loop hold on a cluster, too, whose samples come from many processes."""
-    run, reference = whole(workers), {1: looped, 2: together / "pair"}[workers]
-    assert_same_bits(run, reference, LAST)
-    assert records(run) == records(reference)
+    assert_same_bits(whole, looped, LAST)
+    assert records(whole) == records(looped)
 
 
-def test_a_run_leaves_a_log_checkpoints_and_curves_and_says_where(whole: Callable[[int], Path]) -> None:
-    run = whole(1)
+def test_a_run_leaves_a_log_checkpoints_and_curves_and_says_where(whole: Path) -> None:
+    run = whole
     console, log = run.with_suffix(".console").read_text(), (run / "train.log").read_text()
-    assert "4 sequences, 120 frames, 158 samples and 40 steps an epoch, 3 epochs, seed 3" in log
+    assert "4 sequences, 120 frames, 158 samples and 40 steps an epoch, 2 epochs, seed 3" in log
     assert "Starting weights : random" in log
-    assert re.findall(r"Epoch (\d) of 3 done in .*waited for data [\d.]+% of the time", log) == ["1", "2", "3"]
+    assert re.findall(r"Epoch (\d) of 2 done in .*waited for data [\d.]+% of the time", log) == ["1", "2"]
     assert log in console
-    names = [f"checkpoint_epoch_000{epoch}_step_0000{step}" for epoch in range(3) for step in (10, 20, 30)]
-    names += [f"checkpoint_epoch_000{epoch}" for epoch in (1, 2, 3)]
+    names = [f"checkpoint_epoch_000{epoch}_step_0000{step}" for epoch in range(2) for step in (10, 20, 30)]
+    names += [f"checkpoint_epoch_000{epoch}" for epoch in (1, 2)]
     assert sorted(path.name for path in run.glob("checkpoint_epoch*")) == sorted(names)
     files = sorted(path.name for path in (run / LAST).iterdir())
     assert files == ["SHA256SUMS", "meta.json", "model.safetensors", "rng_rank_0000.pt", "state.pt"]
     assert yaml.safe_load((run / "config.yaml").read_text())["TRAIN"]["LR"] == 0.001
-    assert f"--resume-from {run}/{LAST} TRAIN.EPOCH=6" in console
+    assert f"--resume-from {run}/{LAST} TRAIN.EPOCH=4" in console
 
     store = f"sqlite:///{run.parent}/mlflow.db"
     assert f"ui --backend-store-uri {store}" in console
     meta = json.loads((run / LAST / "meta.json").read_text())
     client = MlflowClient(store)
     mlflow_run = client.get_run(meta["mlflow_run_id"])
-    assert (mlflow_run.info.status, mlflow_run.info.run_name) == ("FINISHED", "whole1")
+    assert (mlflow_run.info.status, mlflow_run.info.run_name) == ("FINISHED", "whole")
     assert mlflow_run.data.params["TRAIN.LR"] == "0.001"
     run_id = mlflow_run.info.run_id
-    assert [point.step for point in client.get_metric_history(run_id, "train/loss")] == [*range(2, 121, 2)]
+    assert [point.step for point in client.get_metric_history(run_id, "train/loss")] == [*range(2, 81, 2)]
     epochs = [point.value for point in client.get_metric_history(run_id, "epoch/loss")]
     assert epochs == [summary["loss"] for summary in meta["history"]]
 
 
-def test_workers_killed_twice(whole: Callable[[int], Path], config: str) -> None:
-    """The log says why workers were started again; only the newest checkpoints are kept, as asked."""
-    reference = whole(2)
-    run = reference.with_name("killed")
-    killer = WorkerKiller(run, [24, 92], STEPS_PER_EPOCH)
+def test_two_workers_of_which_one_is_killed_train_as_the_loop_alone(cluster: None, together: Path, config: str) -> None:
+    """The log says why they were started again; only the newest checkpoints are kept, as asked."""
+    reference, run = together / "pair", together / "killed"
+    killer = WorkerKiller(run, [54], STEPS_PER_EPOCH)
     killer.start()
     arguments = ["RUN.WORKERS=2", f"RUN.NAME={run.name}", "RUN.MAX_FAILURES=4", "TRAIN.KEEP_CHECKPOINTS=2"]
     assert job.main(["--config", config, *arguments]) == 0
-    assert len(killer.killed) == 2, f"killed at {killer.killed} only"
+    assert killer.killed
     assert_same_bits(run, reference, LAST)
     assert records(run) == records(reference)
     log = (run / "train.log").read_text()
     why = re.findall(r"Worker [01] failed \(\w+: .+\); failure (\d), and RUN.MAX_FAILURES permits 4", log)
-    assert why[:1] == ["1"] and why[-1:] == ["2"], log
+    assert why and set(why) == {"1"}, log
     left = sorted(path.name for path in run.glob("checkpoint_epoch*"))
-    assert left == ["checkpoint_epoch_0002_step_000030", LAST]
+    assert left == ["checkpoint_epoch_0001_step_000030", LAST]
 
 
 class Process:
@@ -121,10 +117,10 @@ class Process:
         return self._process.wait()
 
 
-def test_the_whole_cluster_killed_then_the_job_asked_to_stop(whole: Callable[[int], Path], config: str) -> None:
+@pytest.mark.soak
+def test_the_whole_cluster_killed_then_the_job_asked_to_stop(together: Path, config: str) -> None:
     """After each interruption, the same command is run again."""
-    reference = whole(2)
-    run = reference.with_name("interrupted")
+    reference, run = together / "pair", together / "interrupted"
     arguments = (config, "RUN.WORKERS=2", f"RUN.NAME={run.name}")
 
     process = Process(*arguments)
@@ -147,13 +143,16 @@ def test_the_whole_cluster_killed_then_the_job_asked_to_stop(whole: Callable[[in
     assert_same_bits(run, reference, LAST)
 
 
-def test_nodes_that_come_and_go(cluster: None, together: Path, config: str) -> None:
+@pytest.mark.soak
+def test_nodes_that_come_and_go(settings: dict[str, Any], config: str, tmp_path: Path) -> None:
     """A checkpoint is written at the announcement. Samples are made on the node that is labelled for it, as long as it
     is there and has room, and then elsewhere."""
-    run, reference = together / "nodes", together / "long"
-    settings = LONG | {"RUN.WORKERS": 2, "RUN.CPUS_PER_WORKER": 0.5, "TRAIN.CHECKPOINT_EVERY_STEPS": 80}
+    train_together(functools.partial(run_long, settings=settings), tmp_path)
+    runs = Path(settings["RUN"]["STORAGE_PATH"])
+    run, reference = runs / "nodes", runs / "long"
+    changes = LONG | {"RUN.WORKERS": 2, "RUN.CPUS_PER_WORKER": 0.5, "TRAIN.CHECKPOINT_EVERY_STEPS": 80}
     file = Path(config).with_name("long.yaml")
-    file.write_text(load_config(config).with_settings(settings).to_yaml())
+    file.write_text(load_config(config).with_settings(changes).to_yaml())
     program = [sys.executable, "-m", "tests.training.nodes", str(run), "--config", str(file)]
     program += ["RUN.WORKER_LABELS={seqtrack-role: train}", "RUN.DATA_CPUS=2"]
     environment = os.environ | {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}

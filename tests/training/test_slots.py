@@ -91,6 +91,7 @@ def test_numbers_that_do_not_fit_are_refused(
         parse_config(tiny_settings, "tiny")
 
 
+@pytest.mark.soak
 def test_a_run_that_changes_its_number_of_workers_has_the_bits_of_one_worker(
     cluster: None, lasot_root: Path, tmp_path: Path
 ) -> None:
