@@ -1,14 +1,15 @@
-"""`benchmarks.kills` counts and compares as it says; the kills themselves are its own business."""
+"""`benchmarks.kills` kills, counts and compares as it says. The trainings here are made up; real ones take minutes."""
 
 from __future__ import annotations
 
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -63,6 +64,82 @@ def test_any_difference_but_times_is_found(tiny_config: Config, tmp_path: Path) 
     assert next(iter(weights)) in str(kills.difference(run, reference))
     shutil.rmtree(run / checkpoint)
     assert checkpoint in str(kills.difference(run, reference))
+
+
+JOB = """
+import subprocess, sys, time
+from pathlib import Path
+if sys.argv[-1] == "RUN.NAME=broken":
+    sys.exit("no such GPU")
+while subprocess.Popen(["ray::RayTrainWorker", __file__ + ".worker", *sys.argv[1:]], executable=sys.executable).wait():
+    pass
+"""
+WORKER = """
+import os, sys, time
+from pathlib import Path
+run, job = Path(sys.argv[2]).parent / sys.argv[3].removeprefix("RUN.NAME="), os.getppid()
+run.mkdir(exist_ok=True)
+log, state = run / "train.log", run / "state"
+step = int(state.read_text()) if state.exists() else 0
+with log.open("a", buffering=1) as lines:
+    lines.write(f"Restored x : step {step}, epoch 0 of 3\\nTraining x\\n")
+    while step < 240 and os.getppid() == job:
+        if run.name == "hanging" and step == 50:
+            time.sleep(60)
+        step += 1
+        lines.write(f"Epoch {(step - 1) // 80 + 1} : {min((step - 1) % 80 * 4 + 4, 318)} / 318 samples\\n")
+        if step % 10 == 0:
+            state.write_text(str(step))
+        time.sleep(0.004)
+if step == 240:
+    (run / "checkpoint_epoch_0003").mkdir(exist_ok=True)
+"""
+"""A job that starts its worker again, and a worker that goes on where it was: what `Training` sees of real ones."""
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str], kills.Training]]:
+    (tmp_path / "ray_jobs").mkdir()
+    (tmp_path / "ray_jobs/train.py").write_text(JOB)
+    (tmp_path / "ray_jobs/train.py.worker").write_text(WORKER)
+    monkeypatch.setattr(kills, "REPOSITORY", tmp_path)
+    started = []
+
+    def start(name: str) -> kills.Training:
+        started.append(kills.Training(str(tmp_path / "tiny.yaml"), tmp_path / name, None, random.Random(2)))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+    assert not [one for one in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(one.info["cmdline"] or [])]
+
+
+def test_each_kill_is_followed_by_a_start_and_the_run_reaches_its_end(
+    training: Callable[[str], kills.Training],
+) -> None:
+    killed = training("whole")
+    done = list(killed.endure(["worker", "job", "worker", "cluster"]))
+    assert [kind for kind, _ in done] == ["worker", "job", "worker", "cluster"]
+    assert sorted(step for _, step in done) == [step for _, step in done]
+    assert kills.position((killed.run / "train.log").read_text()) == (5, 240)
+    assert (killed.run / kills.LAST).exists()
+
+
+def test_a_kill_after_the_end_does_not_count(training: Callable[[str], kills.Training]) -> None:
+    killed = training("whole")
+    (killed.run / kills.LAST).mkdir(parents=True)
+    assert list(killed.endure(["job", "cluster"])) == []
+
+
+def test_a_run_that_hangs_or_fails_is_an_error(
+    training: Callable[[str], kills.Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kills, "PATIENCE", 1.0)
+    with pytest.raises(kills.RunFailedError, match=r"no line in the log for 1 s, after step"):
+        list(training("hanging").endure([]))
+    with pytest.raises(kills.RunFailedError, match=r"ended with exit code 1, see \S+/broken.console"):
+        list(training("broken").endure(["job"]))
 
 
 class Made:

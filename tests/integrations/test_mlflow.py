@@ -265,11 +265,11 @@ def test_the_curves_of_a_training_with_every_trouble_are_those_of_one_without(
 
     def trouble() -> None:
         try:
-            wait_until(lambda: log.exists() and "Epoch 1 : 80" in log.read_text())
+            wait_until(lambda: log.exists() and "Epoch 1 : 80" in log.read_text(), seconds=300)
             server.send(signal.SIGSTOP)
             kill_a_worker()
-            wait_until(lambda: log.read_text().count("Training vit_demo") == 2)
-            wait_until(lambda: "Epoch 2 : 80" in log.read_text())  # beside a blocked server
+            wait_until(lambda: log.read_text().count("Training vit_demo") == 2, seconds=300)
+            wait_until(lambda: "Epoch 2 : 80" in log.read_text(), seconds=300)  # beside a blocked server
         finally:  # nobody waits for a blocked server, whatever happened
             server.stop()
             server.start()

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from seqtrack.config import Config, load_config
-from seqtrack.model.seqtrack import build_model
-from seqtrack.training.step import Batch, Objective, backward, build_optimizer, train_step
+from seqtrack.model.seqtrack import build_model, sentence_loss, token_weights
+from seqtrack.tokens import decoder_input
+from seqtrack.training.step import Batch, Objective, build_optimizer, train_step
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -33,12 +34,16 @@ def made_up_batch(config: Config) -> Batch:
 def test_a_model_builds_and_every_parameter_gets_a_gradient(name: str, millions: float) -> None:
     """On the meta device, with shapes but without numbers."""
     config = load_config(CONFIGS / f"{name}.yaml", ["MODEL.ENCODER.USE_CHECKPOINT=false"])
+    bins, search, template = config.MODEL.BINS, config.DATA.SEARCH, config.DATA.TEMPLATE
     with torch.device("meta"):
-        model, objective = build_model(config), Objective(config)
+        model = build_model(config)
+        templates = torch.empty(1, template.NUMBER, 3, template.SIZE, template.SIZE)
+        tokens = torch.zeros(1, 4, dtype=torch.int64)
+        logits = model(templates, torch.empty(1, 3, search.SIZE, search.SIZE), decoder_input(tokens, bins))
+        loss = sentence_loss(logits, tokens, bins, token_weights(bins))
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
     optimizer = build_optimizer(model, config.TRAIN)
-    batch = Batch(*(part.to("meta") for part in made_up_batch(config)))
-    backward(model, batch, objective)
+    loss.backward()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert all(parameter.grad is not None and parameter.grad.shape == parameter.shape for parameter in trained)
 
