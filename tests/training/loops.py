@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+import multiprocessing
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,12 +99,19 @@ def train(
         log.removeHandler(handler)
 
 
+def start_together(work: Callable[..., None], arguments: tuple[Any, ...], world_size: int) -> None:
+    """Runs `work(rank, *arguments)`, a function of a module, in as many processes, and waits for them.
+
+    What they import is imported once for all of them, and for all tests.
+    """
+    multiprocessing.set_forkserver_preload(["tests.training.pair", "tests.training.slot_group"])
+    torch.multiprocessing.start_processes(work, arguments, nprocs=world_size, start_method="forkserver")
+
+
 def train_together(work: Callable[[int, int], None], folder: Path, world_size: int = 2) -> None:
-    """Runs `work(rank, world_size)`, a module's function, in `world_size` processes that form one group."""
+    """Runs `work(rank, world_size)`, a function of a module, in as many processes that can talk to each other."""
     (folder / "store").unlink(missing_ok=True)
-    torch.multiprocessing.start_processes(
-        _join, (work, str(folder / "store"), world_size), nprocs=world_size, start_method="forkserver"
-    )
+    start_together(_join, (work, str(folder / "store"), world_size), world_size)
 
 
 def _join(rank: int, work: Callable[[int, int], None], store: str, world_size: int) -> None:
@@ -121,8 +129,3 @@ def named(settings: dict[str, Any], name: str, changes: Mapping[str, Any] | None
 
 def checkpoint_of(config: Config, name: str) -> StoredCheckpoint:
     return StoredCheckpoint(RunFolder.of(config), name)
-
-
-def preload(modules: Sequence[str] = ("tests.training.loops",)) -> None:
-    """Imports these modules once for all processes that tests start."""
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 from ray._private.runtime_env.packaging import create_package
 
@@ -103,7 +104,8 @@ def token_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
             raise AssertionError(output)
         yield Cluster(f"http://127.0.0.1:{dashboard}", home, environment["RAY_AUTH_TOKEN"])
     finally:
-        process.terminate()
+        for one in (*psutil.Process(process.pid).children(recursive=True), process):  # an orderly end takes long
+            one.kill()
         process.wait()
         temporary.cleanup()
 

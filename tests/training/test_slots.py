@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 
 from seqtrack.config import ConfigError, parse_config
 from tests.folders import stored_at
 from tests.settings import make_tiny_settings
 from tests.training import slot_group
-from tests.training.loops import named, train
+from tests.training.loops import named, start_together, train
 from tests.training.runs import WorkerKiller, assert_same_bits, job, records, write_config
 from tests.training.slot_group import SLOTS, VARIANTS, slot_values
 
@@ -28,10 +26,7 @@ def group(lasot_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[di
     folder = tmp_path_factory.mktemp("slots")
     settings = make_tiny_settings(lasot_root, folder / "runs")
     settings["MODEL"]["ENCODER"]["DROP_PATH"] = 0.1
-    multiprocessing.set_forkserver_preload(["tests.training.slot_group"])  # imports once for all
-    torch.multiprocessing.start_processes(
-        slot_group.run, (settings, str(folder)), nprocs=SLOTS, start_method="forkserver"
-    )
+    start_together(slot_group.run, (settings, str(folder)), SLOTS)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(SLOTS)]
 
 
