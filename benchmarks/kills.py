@@ -261,7 +261,7 @@ def family(pid: int) -> list[psutil.Process]:
     """A process and all that it started, which are still there."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
+        return [one for one in (process, *process.children(recursive=True)) if is_alive(one)]
     return []
 
 
