@@ -9,7 +9,7 @@ with the reference: all checkpoints (weights, optimizer, random generators, ever
 The reference is trained by the training loop alone, in two processes without Ray. A kill that came after the
 training's end is not counted and is tried again. Needs what tests need. It prints:
 
-    Seed 7, in /tmp/kills-3k2v9q0d
+    Seed 7, in TEMPORARY_FOLDER/kills-3k2v9q0d
     reference: 240 steps by the training loop alone, after 9 s
     kill 1 of 100: job, at step 31 of 240, in run-1
     kill 2 of 100: cluster, at step 88 of 240, in run-1

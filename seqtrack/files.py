@@ -13,11 +13,14 @@ def is_file(filesystem: fs.FileSystem, path: str) -> bool:
 
 
 def read_text(filesystem: fs.FileSystem, path: str) -> str | None:
-    """The text of a file, or None if there is no such file. Raises OSError or UnicodeDecodeError."""
+    """The text of a file, or None if there is no such file. Raises OSError.
+
+    Bytes that are not UTF-8, as at the end of a line that is being written, become replacement characters.
+    """
     if not is_file(filesystem, path):
         return None
     with filesystem.open_input_stream(path) as file:
-        return str(file.read().decode())
+        return str(file.read().decode(errors="replace"))
 
 
 def write_atomically(filesystem: fs.FileSystem, path: str, content: str | bytes) -> None:

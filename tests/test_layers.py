@@ -30,7 +30,6 @@ WITH_RAY = (
     "cluster/",
     "training/worker",
     "training/trainer",
-    "training/restarts",
     "experiments/",
     "sweeps/",
     "commands/",

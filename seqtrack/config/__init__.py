@@ -1,6 +1,6 @@
 """Every setting of a run: its type, its default, its meaning, and the checks that need no data."""
 
-from seqtrack.config.config import SETTINGS_FILE, Config, ConfigError, parse_config, setting_docs
+from seqtrack.config.config import SETTINGS_FILE, Config, ConfigError, parse_config, parse_model, setting_docs
 from seqtrack.config.loading import find_recipe, load_config, load_settings, read_yaml, recipe_names, with_overrides
 from seqtrack.config.settings import (
     DataConfig,
@@ -31,6 +31,7 @@ __all__ = [
     "load_config",
     "load_settings",
     "parse_config",
+    "parse_model",
     "read_yaml",
     "recipe_names",
     "setting_docs",

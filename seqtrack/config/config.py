@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import lcm
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from seqtrack.config.runner import HubConfig, MlflowConfig, RunConfig
 from seqtrack.config.settings import DataConfig, ModelConfig, NoEffect, Section, TestConfig, TrainConfig
 from seqtrack.errors import InputError, did_you_mean
 from seqtrack.locations import is_uri
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class ConfigError(InputError):
@@ -129,13 +131,18 @@ class Config(Section):
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
     """Checks plain values (as YAML or JSON gives them) and makes a `Config`; `source` is named in errors."""
+    return parse_model(Config, values, source, _explain)
+
+
+def parse_model(kind: type[Model], values: dict[str, Any], source: str, explain: Callable[[Any, str], str]) -> Model:
+    """Checks plain values and makes a `kind`. Raises ConfigError; `explain(detail, source)` words pydantic's errors."""
     try:
         # JSON mode, so that lists are accepted for tuples while everything else stays strict.
-        return Config.model_validate_json(json.dumps(values))
+        return kind.model_validate_json(json.dumps(values))
     except TypeError as error:
         raise ConfigError(f"{source}: a value is of no known type ({error})") from error
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(detail, source) for detail in error.errors())) from None
+        raise ConfigError("; ".join(explain(detail, source) for detail in error.errors())) from None
 
 
 class SettingDoc(NamedTuple):

@@ -35,8 +35,6 @@ class PreparedRun:
     config: Config
     """With absolute paths."""
     data: Data
-    dataset: dict[str, Any]
-    """What checkpoints say about the data."""
     run: RunFolder
     start: OpenedCheckpoint | None
     """Where it starts; None for a new run."""
@@ -46,6 +44,8 @@ class PreparedRun:
     """Initial weights of a new run; parameters that are missing keep their random values."""
     weights_source: str
     """Where the weights are from, for the log."""
+    allow_changed: frozenset[str]
+    """Settings, packages or `dataset` that may differ from the checkpoint's."""
 
 
 def prepare(
@@ -56,24 +56,23 @@ def prepare(
 ) -> PreparedRun:
     """Opens and checks all that a training needs. A run that has checkpoints is continued from the newest.
 
-    `resume_from`: where a run without checkpoints starts; a location, as of `open_start`, is opened only for such a
-    run, for it may be gone when the run goes on. `allow_changed`: settings, packages or `dataset` that may
-    differ from the checkpoint's. `data`: given if `config` is settled and its data are open, as for the second phase of
-    an experiment or the trials of a sweep. Raises InputError.
+    `resume_from`: where a run without checkpoints starts. If it is a location (as `open_start` takes it), it is opened
+    only for such a run: when the run is continued later, it may be gone. `allow_changed`: settings, packages or
+    `dataset` that may differ from the checkpoint's. `data`: given if `config` is settled and its data are open, as for
+    the second phase of an experiment or the trials of a sweep. Raises InputError.
     """
     if data is None:
         config, data = open_experiment(config)
     run = open_run(config, allow_changed)
-    dataset = data.index.describe()
     own = newest_checkpoint(run)
     if own is not None:
         start: OpenedCheckpoint | None = open_checkpoint(own)
     else:
         start = open_start(resume_from) if isinstance(resume_from, str) else resume_from
     if start is None:
-        return PreparedRun(config, data, dataset, run, None, False, *starting_weights(config))
-    check_start(config, start, dataset, allow_changed, finished_is_fine=own is not None)
-    return PreparedRun(config, data, dataset, run, start, own is not None, {}, start.path)
+        return PreparedRun(config, data, run, None, False, *starting_weights(config), frozenset(allow_changed))
+    check_start(config, start, data.index.description, allow_changed, finished_is_fine=own is not None)
+    return PreparedRun(config, data, run, start, own is not None, {}, start.path, frozenset(allow_changed))
 
 
 def open_experiment(config: Config) -> tuple[Config, Data]:

@@ -21,7 +21,7 @@ from seqtrack.integrations.mlflow_store import tracking_uri, without_credentials
 from seqtrack.locations import child
 from seqtrack.runs.checkpoint import OpenedCheckpoint
 from seqtrack.runs.folder import write_settings
-from seqtrack.runs.log import LogFollower, RunLogHandler
+from seqtrack.runs.log import LogFollower, append_to_log
 from seqtrack.training.loop import Ended
 from seqtrack.training.trainer import make_job, train
 
@@ -48,10 +48,10 @@ def run_training(
     config: Config, resume_from: OpenedCheckpoint | str | None = None, allow_changed: Collection[str] = ()
 ) -> Outcome:
     """Prepares a run and trains it; see `prepare` and `run_prepared`. Raises InputError before any worker starts."""
-    return run_prepared(prepare(config, resume_from, allow_changed), allow_changed)
+    return run_prepared(prepare(config, resume_from, allow_changed))
 
 
-def run_prepared(prepared: PreparedRun, allow_changed: Collection[str] = (), parent_run: str | None = None) -> Outcome:
+def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcome:
     """Trains on the Ray cluster at hand, and shows the log on the console meanwhile.
 
     SIGTERM or Ctrl-C makes it write a checkpoint and stop. `parent_run`: the MLflow run that this one is a part of.
@@ -65,7 +65,7 @@ def run_prepared(prepared: PreparedRun, allow_changed: Collection[str] = (), par
     if start is not None and start.run.location.startswith(hub.SCHEME):
         start = keep_start(start, run)
 
-    tags = run_tags(config, prepared.dataset["fingerprint"])
+    tags = run_tags(config, prepared.data.index.fingerprint)
     tags |= {} if prepared.continued else origin_tags(prepared.start, parent_run)
     uploads = hub.HubThread(config, run) if config.HUB.REPO_ID else None
     if uploads is not None:
@@ -83,7 +83,7 @@ def run_prepared(prepared: PreparedRun, allow_changed: Collection[str] = (), par
                 start,
                 prepared.weights,
                 stop.request,
-                allow_changed,
+                prepared.allow_changed,
                 mirror.run_id(),
             )
             log_start(prepared, resources)
@@ -130,15 +130,14 @@ def origin_tags(start: OpenedCheckpoint | None, parent_run: str | None) -> dict[
 
 def log_start(prepared: PreparedRun, resources: Resources) -> None:
     """Writes the head of the run's log."""
-    config, dataset, handler = prepared.config, prepared.dataset, RunLogHandler(prepared.run)
-    for line in config.without_effect():
-        handler.write(f"Setting {line}")
-    handler.write(
-        f"Run {config.RUN.NAME} : {dataset['sequences']} sequences, {dataset['frames']:,} frames, "
-        f"{config.DATA.TRAIN.SAMPLE_PER_EPOCH:,} samples and {config.steps_per_epoch:,} steps an epoch, "
-        f"{config.TRAIN.EPOCH} epochs, seed {config.SEED}"
-    )
-    handler.write(f"Starting weights : {prepared.weights_source}")
+    config, index = prepared.config, prepared.data.index
     gpus = f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
-    handler.write(f"Starting {config.RUN.WORKERS} worker(s) with {resources.cpus_per_worker:g} CPU{gpus} each …")
-    handler.flush()
+    lines = [
+        *(f"Setting {line}" for line in config.without_effect()),
+        f"Run {config.RUN.NAME} : {len(index.names)} sequences, {index.num_frames:,} frames, "
+        f"{config.DATA.TRAIN.SAMPLE_PER_EPOCH:,} samples and {config.steps_per_epoch:,} steps an epoch, "
+        f"{config.TRAIN.EPOCH} epochs, seed {config.SEED}",
+        f"Starting weights : {prepared.weights_source}",
+        f"Starting {config.RUN.WORKERS} worker(s) with {resources.cpus_per_worker:g} CPU{gpus} each …",
+    ]
+    append_to_log(prepared.run, lines)

@@ -123,7 +123,7 @@ def open_run(config: Config, allow_changed: Collection[str] = ()) -> RunFolder:
     run = RunFolder.of(config)
     try:
         earlier = read_settings(run)
-    except (OSError, UnicodeDecodeError, ArrowException) as error:
+    except (OSError, ArrowException) as error:
         raise ConfigError(f"RUN.STORAGE_PATH {config.RUN.STORAGE_PATH}: cannot be read ({error})") from error
     changes = {} if earlier is None else config.changed_settings(earlier)
     changed = [f"{key}: {change}" for key, change in changes.items() if key not in allow_changed]

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TextIO
 
 from pyarrow import ArrowException
@@ -98,9 +98,13 @@ class RunLogHandler(logging.Handler):
     def flush(self) -> None:
         self._file.flush()
 
-    def write(self, line: str) -> None:
-        """Appends a line without going through a logger."""
-        self.handle(logging.makeLogRecord({"msg": line, "levelno": logging.INFO}))
+
+def append_to_log(run: RunFolder, lines: Iterable[str]) -> None:
+    """Appends lines to `train.log` while no worker writes it: before the workers start, or after they failed."""
+    file = GrowingFile(run, LOG_FILE)
+    for line in lines:
+        file.append(line)
+    file.flush()
 
 
 class MetricsFile:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from seqtrack.config import Config, ConfigError, PositiveFloat, PositiveInt, read_yaml, setting_docs
+from seqtrack.config import Config, ConfigError, PositiveFloat, PositiveInt, parse_model, read_yaml, setting_docs
 from seqtrack.errors import did_you_mean
 
 Params = dict[str, Any]
@@ -182,12 +182,7 @@ def load_sweep(path: str | Path) -> Sweep:
 
 def parse_sweep(values: dict[str, Any], source: str) -> Sweep:
     """Checks plain values (as YAML or JSON gives them) and makes a `Sweep`; `source` is named in errors."""
-    try:
-        return Sweep.model_validate_json(json.dumps(values))
-    except TypeError as error:
-        raise ConfigError(f"{source}: a value is of no known type ({error})") from error
-    except ValidationError as error:
-        raise ConfigError("; ".join(_explain(source, detail) for detail in error.errors())) from None
+    return parse_model(Sweep, values, source, _explain)
 
 
 def trial_name(params: Mapping[str, Any]) -> str:
@@ -198,7 +193,7 @@ def trial_name(params: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.,=+-]+", "_", text)
 
 
-def _explain(source: str, detail: Any) -> str:
+def _explain(detail: Any, source: str) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":

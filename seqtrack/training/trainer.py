@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
+from functools import partial
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, Result, RunConfig, ScalingConfig, UserCallback
@@ -17,6 +18,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from seqtrack.cluster.resources import Resources
+from seqtrack.cluster.restarts import RestartReport
 from seqtrack.config import Config
 from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.open import Data
@@ -26,7 +28,7 @@ from seqtrack.environment import code_revision
 from seqtrack.model.weights import Weights
 from seqtrack.runs.checkpoint import StoredCheckpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder
-from seqtrack.training.restarts import RestartLog
+from seqtrack.runs.log import append_to_log
 from seqtrack.training.worker import Job, train_worker
 
 logger = logging.getLogger("seqtrack.training")
@@ -56,7 +58,7 @@ def make_job(
         config,
         run,
         StreamSource.of(triplets, index_ref, resources.placement),
-        data.index.describe(),
+        data.index.description,
         ray.put(weights) if weights else None,
         start,
         frozenset(allow_changed),
@@ -109,7 +111,7 @@ def build_trainer(job: Job, resources: Resources, callbacks: Sequence[UserCallba
             storage_path=config.RUN.STORAGE_PATH,
             checkpoint_config=CheckpointConfig(num_to_keep=config.TRAIN.KEEP_CHECKPOINTS),
             failure_config=FailureConfig(max_failures=config.RUN.MAX_FAILURES),
-            callbacks=[RestartLog(job.run, config.RUN.MAX_FAILURES), *callbacks],
+            callbacks=[RestartReport(partial(append_to_log, job.run), config.RUN.MAX_FAILURES), *callbacks],
             logging_config=LoggingConfig("WARNING"),
         ),
     )

@@ -25,7 +25,7 @@ from seqtrack.training.loop import HopelessError
 from tests.folders import stored_at
 from tests.settings import make_tiny_settings
 from tests.training.loops import train
-from tests.training.runs import REPOSITORY, load_job, write_config
+from tests.training.runs import REPOSITORY, assert_refused, load_job, write_config
 
 job = load_job("reproduce")
 
@@ -187,7 +187,4 @@ def test_a_phase_that_is_stopped_stops_the_experiment_which_says_how_to_go_on(
 def test_bad_input_gets_one_line(
     config: str, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert job.main(["--config", config, *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert_refused(job, ["--config", config, *arguments], message, capsys)

@@ -111,11 +111,17 @@ def test_an_object_store_gets_the_whole_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "what"), [("", "is empty"), ('{"run_id": ', "is cut off or damaged"), ("[]", "holds list")]
+    ("content", "what"),
+    [
+        (b"", "is empty"),
+        (b'{"run_id": ', "is cut off or damaged"),
+        (b"\xff\xfe\x00", "is cut off or damaged"),
+        (b"[]", "holds list"),
+    ],
 )
-def test_a_json_file_that_is_empty_or_cut_off_is_named(tmp_path: Path, text: str, what: str) -> None:
+def test_a_json_file_that_is_empty_or_damaged_is_named(tmp_path: Path, content: bytes, what: str) -> None:
     run = run_at(tmp_path)
     assert run.read_json("mlflow.json") is None
-    run.write("mlflow.json", text)
+    run.write("mlflow.json", content)
     with pytest.raises(RunFileError, match=f"{tmp_path}/mlflow.json: {what}"):
         run.read_json("mlflow.json")

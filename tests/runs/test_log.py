@@ -71,3 +71,9 @@ def test_the_console_goes_on_when_the_log_can_be_read_again(tmp_path: Path) -> N
 def test_a_log_that_never_came_is_no_error(tmp_path: Path) -> None:
     with LogFollower(run_at(tmp_path), seconds=0.01, out=io.StringIO()):
         pass
+
+
+def test_a_log_that_ends_within_a_character_can_be_read(tmp_path: Path) -> None:
+    """As while another process writes it, or after that was killed."""
+    (tmp_path / "train.log").write_bytes("Starting 1 worker …".encode()[:-1])
+    assert run_at(tmp_path).read_text("train.log") == "Starting 1 worker \N{REPLACEMENT CHARACTER}"

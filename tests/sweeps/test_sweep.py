@@ -26,7 +26,7 @@ from pyarrow import parquet
 from seqtrack.config import load_config
 from tests.settings import make_tiny_settings
 from tests.training.loops import train
-from tests.training.runs import REPOSITORY, assert_same_bits, load_job, write_config
+from tests.training.runs import REPOSITORY, assert_refused, assert_same_bits, load_job, write_config
 
 job = load_job("sweep")
 
@@ -202,10 +202,7 @@ def test_a_stopped_sweep_goes_on_and_a_killed_trial_from_its_checkpoint(
 def test_bad_input_gets_one_line(
     config: str, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert job.main(["--config", config, *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert_refused(job, ["--config", config, *arguments], message, capsys)
 
 
 def test_another_sweep_of_the_same_name_is_refused(

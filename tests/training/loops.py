@@ -63,7 +63,7 @@ def train(
     data = open_data(config)
     triplets = TripletSource.from_config(config, data.index, data.root)
     plan = StreamPlan.from_config(config, world_size)
-    dataset, hardware = data.index.describe(), f"cpu, {torch.get_num_threads()} threads"
+    dataset, hardware = data.index.description, f"cpu, {torch.get_num_threads()} threads"
     log = logging.getLogger("seqtrack")
     log.setLevel(logging.INFO)
     handler: logging.Handler = RunLogHandler(run) if rank == 0 else logging.NullHandler()

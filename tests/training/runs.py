@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import psutil
+import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -44,6 +45,15 @@ def write_config(settings: dict[str, Any], folder: Path) -> str:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(settings))
     return str(path)
+
+
+def assert_refused(program: ModuleType, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The program ends with exit code 2 and one line on stderr, which holds the message."""
+    capsys.readouterr()
+    assert program.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def weights(run: Path, checkpoint: str) -> dict[str, torch.Tensor]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from seqtrack.config import Config
 from seqtrack.runs.checkpoint import newest_checkpoint
-from seqtrack.training.restarts import RestartLog
 from seqtrack.training.trainer import forget_wrong_list
 from tests.checkpoints import save
 from tests.folders import run_at
@@ -40,14 +39,3 @@ def test_rays_list_is_set_aside_where_it_cannot_be_right(tiny_config: Config, tm
     listed.write_text('{"checkpoint_results": [{"chec')
     forget_wrong_list(run_at(tmp_path))
     assert not listed.exists()
-
-
-def test_the_log_says_why_workers_were_started_again(tmp_path: Path) -> None:
-    log = RestartLog(run_at(tmp_path), 3)
-    log.after_exception(None, {1: RuntimeError("the disk\n  is full"), 0: OSError("gone")})
-    log.after_exception(None, {0: ValueError("once more")})
-    assert (tmp_path / "train.log").read_text() == (
-        "Worker 0 failed (OSError: gone); failure 1, and RUN.MAX_FAILURES permits 3\n"
-        "Worker 1 failed (RuntimeError: the disk is full); failure 1, and RUN.MAX_FAILURES permits 3\n"
-        "Worker 0 failed (ValueError: once more); failure 2, and RUN.MAX_FAILURES permits 3\n"
-    )

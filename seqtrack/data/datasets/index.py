@@ -95,7 +95,8 @@ class FrameIndex:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
-    def describe(self) -> dict[str, Any]:
+    @cached_property
+    def description(self) -> dict[str, Any]:
         """Summary of the data for checkpoints: sequences and frames, in total and by class, and the fingerprint."""
         classes: dict[str, dict[str, int]] = {}
         for name, frames in zip(self.classes, self.lengths.tolist(), strict=True):
