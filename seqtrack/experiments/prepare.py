@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pyarrow import ArrowException, fs
 
+from seqtrack.cluster.resources import Resources
 from seqtrack.config import Config, check_supported
 from seqtrack.data.datasets.synthetic import ensure_synthetic
 from seqtrack.data.open import Data, open_data
@@ -26,6 +27,7 @@ from seqtrack.runs.checkpoint import (
 )
 from seqtrack.runs.compatibility import changed_since, check_allowed, check_model_fits
 from seqtrack.runs.folder import RunFolder, open_run
+from seqtrack.runs.log import append_to_log
 
 
 @dataclass(frozen=True)
@@ -146,3 +148,18 @@ def keep_start(start: StoredCheckpoint, run: RunFolder) -> StoredCheckpoint:
     except (OSError, ArrowException) as error:
         raise CheckpointError(f"{kept.path}: cannot be written ({error})") from error
     return kept
+
+
+def log_start(prepared: PreparedRun, resources: Resources) -> None:
+    """Writes the head of the run's log."""
+    config, index = prepared.config, prepared.data.index
+    gpus = f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
+    lines = [
+        *(f"Setting {line}" for line in config.without_effect()),
+        f"Run {config.RUN.NAME} : {len(index.names)} sequences, {index.num_frames:,} frames, "
+        f"{config.DATA.TRAIN.SAMPLE_PER_EPOCH:,} samples and {config.steps_per_epoch:,} steps an epoch, "
+        f"{config.TRAIN.EPOCH} epochs, seed {config.SEED}",
+        f"Starting weights : {prepared.weights_source}",
+        f"Starting {config.RUN.WORKERS} worker(s) with {resources.cpus_per_worker:g} CPU{gpus} each …",
+    ]
+    append_to_log(prepared.run, lines)

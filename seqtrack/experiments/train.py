@@ -10,18 +10,18 @@ from typing import Literal
 import ray
 
 from seqtrack.cluster.connect import join_cluster
-from seqtrack.cluster.resources import Resources, cluster_resources, plan_resources
+from seqtrack.cluster.resources import cluster_resources, plan_resources
 from seqtrack.cluster.stop import StopOnSignal
 from seqtrack.config import Config
 from seqtrack.environment import code_revision, submission
-from seqtrack.experiments.prepare import PreparedRun, keep_start, prepare
+from seqtrack.experiments.prepare import PreparedRun, keep_start, log_start, prepare
 from seqtrack.integrations import hub
 from seqtrack.integrations.mlflow import MirrorThread
 from seqtrack.integrations.mlflow_store import tracking_uri, without_credentials
 from seqtrack.locations import child
 from seqtrack.runs.checkpoint import OpenedCheckpoint
 from seqtrack.runs.folder import write_settings
-from seqtrack.runs.log import LogFollower, append_to_log
+from seqtrack.runs.log import LogFollower
 from seqtrack.training.loop import Ended
 from seqtrack.training.trainer import make_job, train
 
@@ -126,18 +126,3 @@ def origin_tags(start: OpenedCheckpoint | None, parent_run: str | None) -> dict[
         tags = {"phase": "resumed", "resumed_from": start.path} | ({"resumed_from_run": origin} if origin else {})
         parent_run = parent_run or origin
     return tags | ({"mlflow.parentRunId": parent_run} if parent_run else {})
-
-
-def log_start(prepared: PreparedRun, resources: Resources) -> None:
-    """Writes the head of the run's log."""
-    config, index = prepared.config, prepared.data.index
-    gpus = f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
-    lines = [
-        *(f"Setting {line}" for line in config.without_effect()),
-        f"Run {config.RUN.NAME} : {len(index.names)} sequences, {index.num_frames:,} frames, "
-        f"{config.DATA.TRAIN.SAMPLE_PER_EPOCH:,} samples and {config.steps_per_epoch:,} steps an epoch, "
-        f"{config.TRAIN.EPOCH} epochs, seed {config.SEED}",
-        f"Starting weights : {prepared.weights_source}",
-        f"Starting {config.RUN.WORKERS} worker(s) with {resources.cpus_per_worker:g} CPU{gpus} each …",
-    ]
-    append_to_log(prepared.run, lines)

@@ -14,9 +14,9 @@ import logging
 import shlex
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -34,6 +34,7 @@ from pyarrow import ArrowException
 from seqtrack.config import SETTINGS_FILE, Config
 from seqtrack.environment import command
 from seqtrack.integrations.background import BackgroundSync
+from seqtrack.integrations.mirror_state import MIRROR_FILE, SECONDS_TO_OPEN, MirrorState, Status
 from seqtrack.integrations.mlflow_store import explain, find_experiment, make_client, tracking_uri, without_credentials
 from seqtrack.model.weights import read_weights
 from seqtrack.reports.plots import report_figures
@@ -45,33 +46,7 @@ from seqtrack.runs.record import read_phase
 
 logger = logging.getLogger(__name__)
 
-Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-
-MIRROR_FILE = "mlflow.json"
 SNAPSHOTS = "snapshots"
-SECONDS_TO_OPEN = 20.0
-"""A start waits this long for the run's id, which its checkpoints then name."""
-
-
-@dataclass
-class MirrorState:
-    """`mlflow.json` in the run's folder."""
-
-    run_id: str | None = None
-    """None until a server was reached."""
-    status: Status = "RUNNING"
-    tags: dict[str, str] = field(default_factory=dict)
-    params: dict[str, Any] = field(default_factory=dict)
-    """Beside the settings."""
-
-    @classmethod
-    def read(cls, run: RunFolder) -> MirrorState:
-        """The run's state; a new one if the folder has none. Raises RunFileError for a file that is something else."""
-        values = run.read_json(MIRROR_FILE)
-        try:
-            return cls(**values or {})
-        except TypeError as error:
-            raise RunFileError(f"{run.file(MIRROR_FILE)}: not what this version writes ({error})") from error
 
 
 class Mirror:

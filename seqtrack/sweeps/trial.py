@@ -15,9 +15,8 @@ from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.open import Data
 from seqtrack.data.storage import Root
 from seqtrack.errors import InputError
-from seqtrack.experiments.prepare import prepare
-from seqtrack.experiments.train import log_start
-from seqtrack.integrations.mlflow import SECONDS_TO_OPEN, MirrorState
+from seqtrack.experiments.prepare import log_start, prepare
+from seqtrack.integrations.mirror_state import SECONDS_TO_OPEN, MirrorState
 from seqtrack.runs.folder import RunFolder, write_settings
 from seqtrack.sweeps.epoch_reports import EpochReports
 from seqtrack.sweeps.results import TRIALS, Trial, TrialNote, read_note, read_trial, write_note

@@ -82,11 +82,14 @@ class Collector:
         return self.received
 
 
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_the_stream_delivers_every_step_in_order_from_any_start(
-    cluster: None, tiny_config: Config, tmp_path: Path, world_size: int
+def test_the_stream_delivers_every_step_in_order_to_every_worker(
+    cluster: None, tiny_config: Config, tmp_path: Path
 ) -> None:
-    """The stream runs over three epochs of 7 steps, from within the first to within the third."""
+    """The stream runs over three epochs of 7 steps, from within the first to within the third.
+
+    One and two workers are what whole runs are compared with (`tests/training/test_continuing.py`).
+    """
+    world_size = 3
     root = open_root(str(tiny_config.DATA.ROOT))
     triplets = TripletSource.from_config(tiny_config, build_index(tiny_config.DATA, root), root)
     collector = Collector.remote()  # type: ignore[attr-defined]

@@ -142,9 +142,9 @@ def test_a_job_that_is_stopped_and_submitted_again_ends_as_if_nothing_had_happen
 
 
 def test_a_job_that_cannot_start_says_why_and_fails(token_cluster: Cluster, config: str) -> None:
-    returned, output = token_cluster.submit("bad", "ray_jobs/train.py", "--config", config, "DATA.ROOT=/nowhere")
+    returned, output = token_cluster.submit("bad", "ray_jobs/train.py", "--config", config, "TRAIN.LRR=1")
     assert returned == 1
-    assert "error: DATA.ROOT /nowhere: no such folder" in output
+    assert "TRAIN.LRR: unknown setting; did you mean TRAIN.LR?" in output
     status = token_cluster.status("bad")
     assert (status["status"], status["driver_exit_code"]) == ("FAILED", 2)
 
