@@ -25,6 +25,7 @@ from seqtrack.data.datasets.index import MISSING, FrameIndex
 from seqtrack.data.datasets.lasot import select_sequences
 from seqtrack.data.decoding import is_cut_off
 from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, read_bytes
+from seqtrack.files import write_atomically
 
 FORMAT = 1
 INDEX = "index.parquet"
@@ -160,8 +161,7 @@ def write_index(index: FrameIndex, target: Root, plan: dict[str, list[int]], sha
         table = table.append_column(name, values)
     content = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(_mark(index)), content, compression="zstd")
-    with target.filesystem.open_output_stream(f"{target.path}/{INDEX}") as file:
-        file.write(content.getvalue())
+    write_atomically(target.filesystem, f"{target.path}/{INDEX}", content.getvalue().to_pybytes())
 
 
 def _write_shard(

@@ -174,6 +174,24 @@ def test_packing_goes_on_where_it_was_interrupted(lasot_root: Path, tmp_path: Pa
     )
 
 
+def test_packing_that_ends_within_its_index_goes_on(
+    lasot_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, write_bytes = local(tmp_path / "packed"), Path.write_bytes
+
+    def half(path: Path, data: bytes) -> int:
+        write_bytes(path, data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(Path, "write_bytes", half)
+        pack(lasot_root, target)
+    index = build_index(ALL, open_root(str(lasot_root)))
+    assert not check_done(index, target)
+    pack(lasot_root, target)
+    assert check_done(index, target)
+
+
 def test_a_frame_that_is_missing_stops_its_shard_unless_allowed(tree: Path, tmp_path: Path) -> None:
     (tree / "kite/kite-2/img/00000007.jpg").unlink()
     target = local(tmp_path / "packed")
