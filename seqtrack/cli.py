@@ -7,6 +7,7 @@ answered at once.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from functools import partial
 import shtab
 
 from seqtrack.commands import convert_weights, deliver, fetch_lasot, pack_lasot, reproduce, sweep, train
-from seqtrack.commands.program import run_program
+from seqtrack.commands.program import TRACEBACK_VARIABLE, run_program
 from seqtrack.environment import command
 
 PROGRAMS = {
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     options = programs[name].parse_intermixed_args(rest)
     to_go_on = options.to_go_on and options.to_go_on.format(command=shlex.join(command(name, rest)))
-    return run_program(partial(PROGRAMS[name].run, options), to_go_on)
+    with_traceback = options.traceback or os.environ.get(TRACEBACK_VARIABLE, "0") != "0"
+    return run_program(partial(PROGRAMS[name].run, options), to_go_on, with_traceback)
 
 
 def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -52,4 +54,5 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
         )
         programs[name].set_defaults(to_go_on=None)
         module.add_arguments(programs[name])
+        programs[name].add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser, programs

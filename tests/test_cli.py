@@ -129,11 +129,6 @@ def test_all_programs_end_in_one_way(
     assert capsys.readouterr() == (out, err)
 
 
-def test_a_fault_of_the_program_itself_is_not_hidden() -> None:
-    with pytest.raises(ZeroDivisionError):
-        run_program(end(ZeroDivisionError()))
-
-
 JOB = json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}, "runtime_env": {}})
 
 
@@ -233,3 +228,22 @@ def test_output_that_nobody_reads_to_its_end_is_no_error() -> None:
     shell = f"set -o pipefail; {shlex.quote(sys.executable)} ray_jobs/train.py --settings | head -n 1"
     ended = subprocess.run(["bash", "-c", shell], cwd=REPOSITORY, capture_output=True, text=True)
     assert (ended.stdout, ended.stderr) == ("SEED = 42\n", "")
+
+
+def test_an_error_that_nobody_expected_is_one_line_and_its_traceback_is_kept(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_program(end(ZeroDivisionError("division by zero")), "To go on: again") == 1
+    said = capsys.readouterr().err
+    kept = re.fullmatch(r"error: ZeroDivisionError: division by zero \(for a report: (.+)\)\nTo go on: again\n", said)
+    assert kept is not None
+    log = Path(kept[1])
+    assert "raise error" in log.read_text()
+    log.unlink()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("division by zero"), ConfigError("SEED: is wrong")])
+def test_a_traceback_is_shown_where_it_is_asked_for(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_program(end(error), None, with_traceback=True) != 0
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback") and said.splitlines()[-1].startswith("error: ")

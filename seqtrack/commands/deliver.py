@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from mlflow.exceptions import MlflowException
 
+    from seqtrack.failures import explain
     from seqtrack.integrations.mlflow import deliver
-    from seqtrack.integrations.mlflow_store import explain
 
     try:
         mirror = deliver(options.run_folder)

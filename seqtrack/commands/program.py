@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 
 from seqtrack.config import Config, check_supported, load_config, recipe_names
 from seqtrack.errors import InputError, Stopped
+from seqtrack.failures import explain
 
 GOES_ON = "The same command goes on from here."
 TO_GO_ON = "To go on: {command}"
 """What `to_go_on` of a program can be; `command` stands for the command that was given."""
 
 
+TRACEBACK_VARIABLE = "SEQTRACK_TRACEBACK"
+"""Environment variable that, like `--traceback`, shows where an error came from."""
+
+
 class ProgramError(Exception):
     """A program failed, and not because of its input. Programs print it without a traceback and exit with 1."""
 
 
-def run_program(program: Callable[[], int], to_go_on: str | None = None) -> int:
+def run_program(program: Callable[[], int], to_go_on: str | None = None, with_traceback: bool = False) -> int:
     """Runs a program and returns its exit code, however it ends.
 
     2: its input was wrong. 1: it failed. 128 + n: signal n stopped it; Ctrl-C is 130. `to_go_on` says how to go on
-    where it failed or was stopped.
+    where it failed or was stopped. An error that nobody expected is one line too; its traceback goes into a file.
+    `with_traceback`: show the traceback of every error before its line.
     """
     try:
         return program()
     except InputError as error:
+        _show_traceback(with_traceback)
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ProgramError as error:
+        _show_traceback(with_traceback)
         print("\n".join(filter(None, (f"error: {error}", to_go_on))), file=sys.stderr)
         return 1
     except Stopped as stopped:
@@ -43,6 +54,26 @@ def run_program(program: Callable[[], int], to_go_on: str | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\n{to_go_on or ''}", file=sys.stderr)
         return 128 + signal.SIGINT
+    except Exception as error:
+        _show_traceback(with_traceback)
+        kept = "" if with_traceback else f" (for a report: {_keep_traceback()})"
+        print("\n".join(filter(None, (f"error: {explain(error)}{kept}", to_go_on))), file=sys.stderr)
+        return 1
+
+
+def _show_traceback(wanted: bool) -> None:
+    if wanted:
+        traceback.print_exc()
+
+
+def _keep_traceback() -> str:
+    """Writes the current error's traceback, and the command, into a new file and returns its path."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="seqtrack-error-", suffix=".log", delete=False) as file:
+            file.write(f"{shlex.join(sys.argv)}\n{traceback.format_exc()}")
+            return file.name
+    except OSError:
+        return f"{TRACEBACK_VARIABLE}=1 shows its traceback"
 
 
 def add_settings(parser: argparse.ArgumentParser, config_needed: bool = False) -> None:

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from seqtrack.failures import explain
+
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -18,11 +20,6 @@ LONGEST_PAUSE = 30.0
 """Seconds between two tries at a server that does not take what it is sent; the pauses double up to this one."""
 SECONDS_BETWEEN_LINES = 5.0
 """While the run's end waits for the server, a line says so this often."""
-
-
-def first_line(error: Exception) -> str:
-    """The error's type, and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 class BackgroundSync:
@@ -33,12 +30,10 @@ class BackgroundSync:
         server: str,
         sync: Callable[[], None],
         finish: Callable[[], None],
-        explain: Callable[[Exception], str] = first_line,
     ) -> None:
         """`server`: what messages call it. `sync` sends what is new; it is called every few seconds. `finish` sends the
-        rest when the run has ended. Both may raise anything, are then called again, and must bear that. `explain`: what
-        messages say about an error."""
-        self._server, self._sync, self._finish, self._explain = server, sync, finish, explain
+        rest when the run has ended. Both may raise anything, are then called again, and must bear that."""
+        self._server, self._sync, self._finish = server, sync, finish
         self.doing = ""
         """What the thread is at, for the lines of `close`."""
         self.problem: str | None = None
@@ -88,7 +83,7 @@ class BackgroundSync:
         try:
             send()
         except Exception as error:  # whatever it is, it must not end this thread: the next try may succeed
-            reason = self._explain(error)
+            reason = explain(error)
             if self.problem is None:
                 goes_on = "" if self.ended else "training goes on, and "
                 logger.warning("%s: %s; %sit is tried again", self._server, reason, goes_on)

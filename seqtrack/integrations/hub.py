@@ -23,7 +23,8 @@ from huggingface_hub.utils.sha import git_hash
 
 from seqtrack.config import SETTINGS_FILE, Config, parse_config
 from seqtrack.errors import InputError
-from seqtrack.integrations.background import BackgroundSync, first_line
+from seqtrack.failures import explain
+from seqtrack.integrations.background import BackgroundSync
 from seqtrack.model.weights import META_FILE, MODEL_FILE
 from seqtrack.runs.checkpoint import CheckpointError, StoredCheckpoint, find_name, verify_checkpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder
@@ -63,7 +64,7 @@ class HubRepo:
             reason = {
                 401: "the Hub does not know the token",
                 403: "the token may not write there",
-            }.get(status or 0, first_line(error))
+            }.get(status or 0, explain(error))
             raise HubError(f"HUB.REPO_ID {self.repo_id}: {reason}") from error
 
     def missing(self, files: Mapping[str, Path | bytes]) -> dict[str, Path | bytes]:

@@ -35,7 +35,7 @@ from seqtrack.config import SETTINGS_FILE, Config
 from seqtrack.environment import command
 from seqtrack.integrations.background import BackgroundSync
 from seqtrack.integrations.mirror_state import MIRROR_FILE, SECONDS_TO_OPEN, MirrorState, Status
-from seqtrack.integrations.mlflow_store import explain, find_experiment, make_client, tracking_uri, without_credentials
+from seqtrack.integrations.mlflow_store import find_experiment, make_client, tracking_uri, without_credentials
 from seqtrack.model.weights import read_weights
 from seqtrack.reports.plots import report_figures
 from seqtrack.reports.snapshots import snapshot_figure
@@ -208,7 +208,7 @@ class MirrorThread:
         self._mirror.start(tags, params)
         self._opened = threading.Event()
         self._server = f"MLflow at {without_credentials(tracking_uri(config))}"
-        self._thread = BackgroundSync(self._server, self._sync, self._mirror.finish, explain)
+        self._thread = BackgroundSync(self._server, self._sync, self._mirror.finish)
         self._thread.start()
 
     def run_id(self) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
 from seqtrack.config import Config
+from seqtrack.failures import explain
 from seqtrack.locations import is_uri, lasting
 
 logger = logging.getLogger(__name__)
@@ -94,11 +94,6 @@ def close_parent_run(
         client.set_terminated(run_id, status)
     except MlflowException as error:
         logger.warning("MLflow did not take the report; the same command tries again: %s", explain(error))
-
-
-def explain(error: Exception) -> str:
-    """What an error says, without the user and password of the URIs that MLflow puts into it."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", str(error))
 
 
 def without_credentials(uri: str) -> str:
