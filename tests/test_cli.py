@@ -170,7 +170,7 @@ def test_a_file_that_is_there_goes_before_a_recipe(tmp_path: Path, monkeypatch: 
     assert load_config("demo").SEED == 5
 
 
-class Begun(Exception):
+class Begun(BaseException):
     """The training would begin now."""
 
 
