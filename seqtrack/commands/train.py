@@ -99,10 +99,9 @@ def settings_from_file(options: argparse.Namespace) -> Config:
 
 def settings_from_checkpoint(options: argparse.Namespace, start: OpenedCheckpoint) -> Config:
     """The settings that the checkpoint was made with, for another run."""
-    values = start.meta["config"]
-    run = values["RUN"] | {"NAME": None}
-    config = parse_config(values | {"RUN": run}, f"{options.resume_from}/meta.json")
-    return named(with_overrides(config, overrides(options)), f"{values['RUN']['NAME']}-resumed")
+    earlier = parse_config(start.meta["config"], f"{options.resume_from}/meta.json")
+    config = earlier.with_settings({"RUN.NAME": None})
+    return named(with_overrides(config, overrides(options)), f"{earlier.RUN.NAME}-resumed")
 
 
 def overrides(options: argparse.Namespace) -> list[str]:

@@ -25,6 +25,7 @@ from seqtrack.data.datasets.index import MISSING, FrameIndex
 from seqtrack.data.datasets.lasot import select_sequences
 from seqtrack.data.decoding import is_cut_off
 from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, read_bytes
+from seqtrack.failures import explain
 from seqtrack.files import write_atomically
 
 FORMAT = 1
@@ -46,6 +47,16 @@ SCHEMA = pa.schema(
         )
     ]
 )
+COLUMNS = {
+    "class": pa.string(),
+    "sequence": pa.string(),
+    "boxes_xywh": pa.large_list(pa.list_(pa.float32(), 4)),
+    "visible": pa.large_list(pa.uint8()),
+    "shard": pa.string(),
+    "frame_start": pa.large_list(pa.int64()),
+    "frame_size": pa.large_list(pa.int32()),
+}
+"""What `index.parquet` must have."""
 
 
 class PackedShard(NamedTuple):
@@ -68,9 +79,12 @@ def read_packed_index(root: Root) -> pa.Table:
     path = f"{root.path}/{INDEX}"
     try:
         table = pq.read_table(pa.BufferReader(read_bytes(root, INDEX)))
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        table.validate(full=True)
+    except Exception as error:  # Arrow raises many types for a file that is damaged
+        raise DataError(f"{path}: cannot be read ({explain(error)})") from error
     _check_mark(table.schema, path, None)
+    if fault := _find_fault(table):
+        raise DataError(f"{path}: is damaged: {fault}")
     return table
 
 
@@ -285,11 +299,40 @@ def _mark(index: FrameIndex) -> dict[str, str]:
 
 def _check_mark(schema: pa.Schema, name: str, index: FrameIndex | None) -> None:
     """Raises DataError for a file of another kind, or, with `index`, for one of other annotations."""
-    mark = json.loads((schema.metadata or {}).get(b"seqtrack", b"{}"))
-    if mark.get("format") != FORMAT:
+    try:
+        mark = json.loads((schema.metadata or {}).get(b"seqtrack", b"{}"))
+    except (ValueError, RecursionError):
+        mark = None
+    if not isinstance(mark, dict) or mark.get("format") != FORMAT:
         raise DataError(f"{name}: was not written by this version of `seqtrack pack-lasot`")
-    if index is not None and mark["fingerprint"] != index.fingerprint:
+    if index is not None and mark.get("fingerprint") != index.fingerprint:
         raise DataError(f"{name}: holds other sequences or annotations; another folder keeps both")
+
+
+def _find_fault(table: pa.Table) -> str | None:
+    """What is wrong with the content of `index.parquet`, or None."""
+    for name, kind in COLUMNS.items():
+        if name not in table.column_names or table.schema.field(name).type != kind:
+            return f"it has no column {name} of {kind}"
+    if len(table) == 0:
+        return "it has no sequences"
+    columns = {name: table[name].combine_chunks() for name in COLUMNS}
+    inner = [column.values for column in columns.values() if pa.types.is_large_list(column.type)]
+    if any(array.null_count for array in (*columns.values(), *inner)):
+        return "it has gaps"
+    frames = columns["visible"].value_lengths()
+    for name in ("boxes_xywh", "frame_start", "frame_size"):
+        if columns[name].value_lengths() != frames:
+            return f"{name} and visible are of different lengths"
+    starts, sizes = (columns[name].flatten().to_numpy() for name in ("frame_start", "frame_size"))
+    if len(starts) and (starts.min() < 0 or starts.max() > 1 << 60 or sizes.min() < MISSING):
+        return "a frame lies outside of its shard"
+    names, shards = columns["sequence"].to_pylist(), columns["shard"].to_pylist()
+    if len(set(names)) < len(names):
+        return "a sequence appears twice"
+    if any(not path.startswith(f"{FOLDER}/") or ".." in path.split("/") for path in shards):
+        return f"a shard lies outside of {FOLDER}"
+    return None
 
 
 def first_of(paths: Sequence[str]) -> str:

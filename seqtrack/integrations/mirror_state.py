@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from seqtrack.runs.folder import RunFileError, RunFolder
+from seqtrack.runs.folder import RunFolder
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -28,8 +28,4 @@ class MirrorState:
     @classmethod
     def read(cls, run: RunFolder) -> MirrorState:
         """The run's state; a new one if the folder has none. Raises RunFileError for a file that is something else."""
-        values = run.read_json(MIRROR_FILE)
-        try:
-            return cls(**values or {})
-        except TypeError as error:
-            raise RunFileError(f"{run.file(MIRROR_FILE)}: not what this version writes ({error})") from error
+        return run.read_as(MIRROR_FILE, cls) or cls()

@@ -5,29 +5,35 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from seqtrack.config import SETTINGS_FILE, Config, load_config, parse_config
 from seqtrack.errors import InputError
+from seqtrack.failures import explain
+from seqtrack.model.file_kinds import MODEL_FILE, Format, describe_folder, recognize
 from seqtrack.model.seqtrack import SeqTrack, build_model
+from seqtrack.model.tensor_file import Foreign, read_tensor_file
 
 Weights = dict[str, Tensor]
 
-MODEL_FILE = "model.safetensors"
 META_FILE = "meta.json"
-"""Weights and metadata in a run's checkpoint folder."""
+"""Metadata in a run's checkpoint folder, beside MODEL_FILE."""
+
+KEYS = ("net", "model", "state_dict", "model_state_dict")
+"""Names that published checkpoints give to their weights: SeqTrack, the MAE authors, timm, PyTorch's tutorials."""
+DEEPEST = 4
+"""How many such keys may follow each other."""
+WRAPPERS = re.compile(r"^(?:(?:_orig_mod|module|net|model)\.)+(?=.)")
+"""What torch.compile, data-parallel training and enclosing modules put in front of a parameter's name."""
 
 ENCODER = "encoder.body."
 """Prefix of the names of the encoder's parameters."""
@@ -50,28 +56,62 @@ class WeightsError(InputError):
 
 
 def read_weights(path: str | Path) -> Weights:
-    """The tensors of a published checkpoint (`{"net": …}`), a `.safetensors` file, or a run's checkpoint folder.
+    """The tensors of a published checkpoint (such as `{"net": …}`), a `.safetensors` file, or a checkpoint folder.
 
-    The prefix `module.` of data-parallel training is removed from names. No code from the file is run. Raises
-    WeightsError.
+    What wrappers put in front of names, such as `module.`, is removed. No code from the file is run. Raises
+    WeightsError, also for numbers that are not finite.
     """
-    path = Path(path)
-    file = path / MODEL_FILE if path.is_dir() else path
+    file = Path(path)
     try:
-        content = load_file(file) if file.suffix == ".safetensors" else _load_tensors(file)
+        if file.is_dir() and not (file / MODEL_FILE).exists():
+            raise WeightsError(f"{file}: {describe_folder(file)}")
+        file = file / MODEL_FILE if file.is_dir() else file
+        stored = recognize(file)
+        if isinstance(stored, str):
+            raise WeightsError(f"{file}: {stored}")
+        content = load_file(file) if stored is Format.SAFETENSORS else read_tensor_file(file, only_plain=False)
+    except WeightsError:
+        raise
     except OSError as error:
-        raise WeightsError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise WeightsError(f"{file}: holds no weights ({type(error).__name__}: {error})") from error
-    for key in ("net", "model", "state_dict"):  # published SeqTrack, the MAE authors, timm
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not (isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values())):
-        raise WeightsError(f'{file}: holds no weights (neither {{"net": …}} nor names with tensors)')
-    weights = {str(name): tensor for name, tensor in content.items()}
-    consume_prefix_in_state_dict_if_present(weights, "module.")
+        raise WeightsError(f"{file}: cannot be read ({error.strerror or explain(error)})") from error
+    except Exception as error:  # of any type, because a file may hold anything
+        raise WeightsError(f"{file}: is cut off or damaged ({explain(error)})") from error
+    named = _find_weights(content)
+    if named is None:
+        held = f"neither names with tensors, nor a dict of them under {', '.join(KEYS)}"
+        if isinstance(content, Foreign):
+            held = f"but an object of {content.kind}: save its state_dict() instead"
+        raise WeightsError(f"{file}: holds no weights ({held})")
+    weights: Weights = {}
+    for name, tensor in named.items():
+        bare = WRAPPERS.sub("", name)
+        if bare in weights:
+            raise WeightsError(f"{file}: has {bare} twice, behind different prefixes (such as `module.`)")
+        weights[bare] = tensor
+    check_finite(weights.items(), str(file))
     return weights
+
+
+def check_finite(weights: Iterable[tuple[str, Tensor]], source: str) -> None:
+    """Raises WeightsError naming `source` and the first parameter with a number that is NaN or infinite."""
+    faulty, count = [], 0
+    for name, tensor in weights:
+        count += 1
+        numbers = tensor if tensor.dtype.itemsize > 1 else tensor.float()  # torch cannot tell for numbers of 8 bits
+        if not bool(torch.isfinite(numbers).all()):
+            faulty.append(name)
+    if faulty:
+        raise WeightsError(f"{source}: {len(faulty)} of {count} parameters are NaN or infinite, the first: {faulty[0]}")
+
+
+def _find_weights(content: Any, depth: int = 0) -> Weights | None:
+    """The first dict of names and tensors: the content itself, or within it by one of KEYS, again and again."""
+    if not isinstance(content, dict) or not content or depth > DEEPEST:
+        return None
+    if all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+        return content
+    found = (_find_weights(content.get(key), depth + 1) for key in KEYS)
+    return next((weights for weights in found if weights is not None), None)
 
 
 def save_published(weights: Mapping[str, Tensor], path: str | Path) -> None:
@@ -114,12 +154,20 @@ def load_pretrained(source: str, revision: str | None = None) -> SeqTrack:
     if (folder / SETTINGS_FILE).is_file():
         config = load_config(folder / SETTINGS_FILE)
     elif (folder / META_FILE).is_file():
-        config = parse_config(json.loads((folder / META_FILE).read_text())["config"], f"{folder}/{META_FILE}")
+        config = parse_config(_settings_in(folder / META_FILE), f"{folder}/{META_FILE}")
     else:
         raise WeightsError(f"{source}: has neither {SETTINGS_FILE} nor {META_FILE}, which say what model it is")
     model = build_model(config)
     load_weights(model, folder / MODEL_FILE)
     return model.eval()
+
+
+def _settings_in(meta_file: Path) -> Any:
+    """The settings in a checkpoint's `meta.json`. Raises WeightsError."""
+    try:
+        return json.loads(meta_file.read_text())["config"]
+    except Exception as error:  # json raises RecursionError too
+        raise WeightsError(f"{meta_file}: is cut off or damaged ({explain(error)})") from error
 
 
 def starting_weights(config: Config) -> tuple[Weights, str]:
@@ -203,40 +251,3 @@ def _check_fit(source: str, weights: Weights, wanted: Mapping[str, Tensor]) -> N
 
 def _first(names: list[str], shown: int = 5) -> str:
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
-
-
-class _Inert:
-    """Replaces whatever is not a tensor in a published checkpoint: its settings, statistics and classes."""
-
-    def __new__(cls, *_: Any, **__: Any) -> _Inert:
-        return super().__new__(cls)
-
-    def __setstate__(self, _: Any) -> None: ...
-
-    def __setitem__(self, *_: Any) -> None: ...
-
-    def append(self, _: Any) -> None: ...
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Rebuilds tensors and replaces every other object by `_Inert`.
-
-    Published checkpoints hold objects of the training code beside the weights, so `weights_only=True` refuses them.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in {
-            ("collections", "OrderedDict"),
-            ("torch._utils", "_rebuild_tensor_v2"),
-            ("torch._utils", "_rebuild_parameter"),
-        }:
-            return super().find_class(module, name)
-        return _Inert
-
-
-def _load_tensors(path: Path) -> Any:
-    def load(file: Any, **options: Any) -> Any:
-        return _TensorUnpickler(file, **options).load()
-
-    reader = SimpleNamespace(__name__=__name__, Unpickler=_TensorUnpickler, load=load)
-    return torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)

@@ -17,7 +17,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -27,12 +27,16 @@ from pyarrow import ArrowException, fs
 from safetensors import SafetensorError, safe_open
 
 from seqtrack.errors import InputError
+from seqtrack.failures import explain
 from seqtrack.locations import absolute, parent
-from seqtrack.model.weights import META_FILE, MODEL_FILE, Weights, save_safetensors
+from seqtrack.model.tensor_file import read_tensor_file
+from seqtrack.model.weights import META_FILE, MODEL_FILE, Weights, check_finite, save_safetensors
 from seqtrack.runs.folder import RunFolder
 
 STATE_FILE = "state.pt"
 SUMS_FILE = "SHA256SUMS"
+STARTING_META = {"step": int, "epoch": int, "steps_per_epoch": int, "config": dict, "dataset": dict, "versions": dict}
+"""What `meta.json` must have for a run to start from the checkpoint."""
 NAME = re.compile(r"checkpoint_epoch_(\d+)(?:_step_(\d+))?")
 
 
@@ -159,15 +163,31 @@ def verify_checkpoint(directory: Path, shown: str) -> dict[str, Any]:
             raise CheckpointError(f"{shown}/{name} is missing")
         if _digest(directory / name) != expected:
             raise CheckpointError(f"{shown}/{name} is damaged: its SHA-256 is not the one in {SUMS_FILE}")
-    return json.loads((directory / META_FILE).read_text())
+    try:
+        meta = json.loads((directory / META_FILE).read_text())
+    except Exception as error:  # of several types: no text, no JSON, nested too deeply
+        raise CheckpointError(f"{shown}/{META_FILE}: cannot be read ({explain(error)})") from error
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{shown}/{META_FILE}: holds {type(meta).__name__}, not an object")
+    return meta
+
+
+def check_meta(meta: Mapping[str, Any], kinds: Mapping[str, type], shown: str) -> None:
+    """Raises CheckpointError if `meta.json` lacks one of the entries named in `kinds`, or it is of another type."""
+    for name, kind in kinds.items():
+        if not isinstance(meta.get(name), kind):
+            raise CheckpointError(f"{shown}/{META_FILE}: has no entry {name} of type {kind.__name__}")
 
 
 def load_plain(path: Path) -> dict[str, Any]:
     """Loads a file of plain values and tensors. Raises CheckpointError naming it."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load passes on any error of its zip, pickle and storage code
-        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+        content = read_tensor_file(path, only_plain=True)
+    except Exception as error:  # any error of zip, pickle and torch
+        raise CheckpointError(f"{path}: cannot be read ({explain(error)})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds {type(content).__name__}, not a dict")
+    return content
 
 
 def generator_file(rank: int) -> str:
@@ -179,19 +199,24 @@ def open_checkpoint(stored: StoredCheckpoint) -> OpenedCheckpoint:
     try:
         with stored.local() as directory:
             meta = verify_checkpoint(directory, stored.path)
+            check_meta(meta, STARTING_META, stored.path)
             return OpenedCheckpoint(stored, meta, stored_shapes(directory))
     except (OSError, ArrowException) as error:
         raise CheckpointError(f"{stored.path}: cannot be read ({error})") from error
 
 
 def stored_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a checkpoint's parameters, without reading the weights. Raises CheckpointError."""
+    """Names and shapes of a checkpoint's parameters. Raises CheckpointError, also if a number is not finite."""
     path = directory / MODEL_FILE
     try:
         with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+            names = file.keys()
+            check_finite(((name, file.get_tensor(name)) for name in names), str(path))  # one tensor at a time
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
+    except Exception as error:  # of several types: the format of safetensors, a type that torch does not have
+        raise CheckpointError(f"{path}: cannot be read ({explain(error)})") from error
 
 
 def whole_checkpoints(run: RunFolder) -> list[str]:

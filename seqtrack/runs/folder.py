@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyarrow import ArrowException, fs
+from pydantic import TypeAdapter, ValidationError
 
 from seqtrack import files
 from seqtrack.config import SETTINGS_FILE, Config, ConfigError, load_settings
 from seqtrack.errors import InputError
 from seqtrack.locations import absolute, child
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Kind = TypeVar("Kind", bound="DataclassInstance")
 
 
 class RunFileError(InputError):
@@ -83,11 +89,27 @@ class RunFolder:
             return None
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunFileError(f"{self.file(name)}: {_what_is_wrong(text)} ({error})") from error
         if not isinstance(values, dict):
             raise RunFileError(f"{self.file(name)}: holds {type(values).__name__}, not an object")
         return values
+
+    def read_as(self, name: str, kind: type[Kind]) -> Kind | None:
+        """The content of a JSON file as a dataclass, or None if there is no file. Raises RunFileError."""
+        values = self.read_json(name)
+        if values is None:
+            return None
+        if unknown := values.keys() - {field.name for field in fields(kind)}:
+            raise RunFileError(
+                f"{self.file(name)}: not what this version writes (unknown: {', '.join(sorted(unknown))})"
+            )
+        try:
+            return TypeAdapter(kind).validate_python(values, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise RunFileError(f"{self.file(name)}: not what this version writes ({where}: {first['msg']})") from error
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Replaces a JSON file in one step. Raises OSError."""

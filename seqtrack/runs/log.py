@@ -11,7 +11,7 @@ from typing import TextIO
 
 from pyarrow import ArrowException
 
-from seqtrack.runs.folder import RunFolder
+from seqtrack.runs.folder import RunFileError, RunFolder
 
 LOG_FILE = "train.log"
 METRICS_FILE = "metrics.jsonl"
@@ -128,9 +128,28 @@ class MetricsFile:
 
 
 def read_metrics(run: RunFolder) -> list[dict[str, float]]:
-    """The records so far, without a last line that is still being written or was cut off."""
+    """The records so far, without a last line that is still being written or was cut off. Raises RunFileError."""
     lines = (run.read_text(METRICS_FILE) or "").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    return parse_metrics(lines, run.file(METRICS_FILE))
+
+
+def parse_metrics(lines: Iterable[str], path: str) -> list[dict[str, float]]:
+    """The records in lines of the file at `path`. Raises RunFileError naming the first line that is none."""
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        numbers = record.values() if isinstance(record, dict) else ()
+        if (
+            not isinstance(record, dict)
+            or "step" not in record
+            or not all(type(one) in (int, float) for one in numbers)
+        ):
+            raise RunFileError(f"{path}, line {number}: is no record of a step: {line[:60]!r}")
+        records.append(record)
+    return records
 
 
 class LogFollower:

@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pyarrow import fs
+from torch import Tensor
 
 from seqtrack.model.weights import META_FILE, MODEL_FILE, Weights, read_weights
 from seqtrack.runs.checkpoint import (
     STATE_FILE,
     SUMS_FILE,
+    CheckpointError,
     StoredCheckpoint,
+    check_meta,
     load_plain,
     verify_checkpoint,
     whole_checkpoints,
@@ -23,6 +26,8 @@ from seqtrack.runs.folder import RunFolder
 
 METRICS = ("loss", "iou", "grad_norm", "lr")
 """Columns of a phase's `steps`."""
+NEEDED_META = {"step": int, "steps_per_epoch": int, "history": list, "config": dict, "dataset": dict, "versions": dict}
+"""What `meta.json` must have for a report."""
 EPOCH_METRICS = ("loss", "iou", "accuracy", "grad_norm", "lr")
 
 
@@ -82,20 +87,24 @@ def read_phase(name: str, run: RunFolder, total_steps: int, error: str | None = 
     newest = StoredCheckpoint(run, names[-1])
     with newest.local() as directory:
         meta = verify_checkpoint(directory, newest.path)
-        steps = load_plain(directory / STATE_FILE)["metrics"].numpy()
+        check_meta(meta, NEEDED_META, newest.path)
+        steps = load_plain(directory / STATE_FILE).get("metrics")
+        if not isinstance(steps, Tensor) or steps.dim() != 2 or steps.shape[1] != len(METRICS):
+            raise CheckpointError(f"{newest.path}/{STATE_FILE}: has no table of {', '.join(METRICS)}")
         weights = read_weights(directory)
-        source = meta["resumed_from"] or {"path": None, "step": 0}
+        source = meta.get("resumed_from") or {"path": None, "step": 0}
+        check_meta(source, {"step": int}, newest.path)
     return Phase(
         name=name,
         folder=run.path,
         first_step=source["step"],
         total_steps=total_steps,
-        steps=steps,
+        steps=steps.numpy(),
         history=meta["history"],
         meta=meta,
         weights=weights,
         checkpoints=[_describe(StoredCheckpoint(run, checkpoint)) for checkpoint in names],
-        source=source["path"],
+        source=source.get("path"),
         error=error,
     )
 
@@ -103,7 +112,10 @@ def read_phase(name: str, run: RunFolder, total_steps: int, error: str | None = 
 def _describe(stored: StoredCheckpoint) -> PhaseCheckpoint:
     run = stored.run
     files = run.filesystem.get_file_info(fs.FileSelector(stored.path))
-    lines = [line.split("  ") for line in (run.read_text(f"{stored.name}/{SUMS_FILE}") or "").splitlines()]
-    sums = {name: digest for digest, name in lines}
+    lines = [line.partition("  ") for line in (run.read_text(f"{stored.name}/{SUMS_FILE}") or "").splitlines()]
+    sums = {name: digest for digest, _, name in lines}
+    if MODEL_FILE not in sums:
+        raise CheckpointError(f"{stored.path}/{SUMS_FILE} is damaged: it does not list {MODEL_FILE}")
     meta = run.read_json(f"{stored.name}/{META_FILE}") or {}
+    check_meta(meta, {"step": int}, stored.path)
     return PhaseCheckpoint(stored.name, meta["step"], sum(info.size or 0 for info in files), sums[MODEL_FILE])

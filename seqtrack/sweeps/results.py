@@ -84,13 +84,7 @@ class Group:
 
 def read_note(trial: RunFolder) -> TrialNote | None:
     """None if the trial was not begun. Raises RunFileError if its note is empty, cut off or something else."""
-    values = trial.read_json(TRIAL_FILE)
-    if values is None:
-        return None
-    try:
-        return TrialNote(**values)
-    except TypeError as error:
-        raise RunFileError(f"{trial.file(TRIAL_FILE)}: is not a trial's note ({error})") from error
+    return trial.read_as(TRIAL_FILE, TrialNote)
 
 
 def write_note(trial: RunFolder, note: TrialNote) -> None:
@@ -103,7 +97,10 @@ def read_trial(trial: RunFolder, note: TrialNote) -> Trial:
     """A trial and its checkpoints, if it has any. Raises RunFileError if the newest one's `meta.json` is damaged."""
     names = whole_checkpoints(trial)
     meta = trial.read_json(f"{names[-1]}/{META_FILE}") if names else None
-    return Trial(trial.name, note, meta["history"] if meta else [], names[-1] if names else None)
+    history = meta.get("history") if meta else []
+    if not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
+        raise RunFileError(f"{trial.file(names[-1])}/{META_FILE}: has no list of epochs under history")
+    return Trial(trial.name, note, history, names[-1] if names else None)
 
 
 def read_trials(sweep: RunFolder) -> list[Trial]:

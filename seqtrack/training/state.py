@@ -19,12 +19,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from seqtrack.config import Config
 from seqtrack.environment import installed_versions
+from seqtrack.failures import explain
 from seqtrack.model.seqtrack import SeqTrack, build_model
 from seqtrack.model.weights import MODEL_FILE, Weights
 from seqtrack.runs.checkpoint import (
+    STARTING_META,
     STATE_FILE,
     CheckpointError,
     StoredCheckpoint,
+    check_meta,
     generator_file,
     load_plain,
     stored_shapes,
@@ -92,8 +95,8 @@ class TrainState:
         """
         check_model_fits(stored_shapes(directory), self.model, str(directory / MODEL_FILE))
         training = load_plain(directory / STATE_FILE)
-        optimizer, epochs = training["optimizer"], len(training["history"])
         try:
+            optimizer, epochs = training["optimizer"], len(training["history"])
             self.model.load_state_dict(load_file(directory / MODEL_FILE))
             if new_schedule:
                 with warnings.catch_warnings():  # it warns that the optimizer makes no step in between
@@ -102,14 +105,15 @@ class TrainState:
                         self.scheduler.step()
                 optimizer["param_groups"] = self.optimizer.state_dict()["param_groups"]
             else:
+                _check_same_entries(training["scheduler"], self.scheduler.state_dict())
                 self.scheduler.load_state_dict(training["scheduler"])
             self.optimizer.load_state_dict(optimizer)
             self.step = training["step"]
             self.meter = EpochMeter(**training["meter"])
             self.history = training["history"]
             self.metrics = [tuple(row) for row in training["metrics"].tolist()]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{directory / STATE_FILE}: does not fit this run ({error})") from error
+        except Exception as error:  # the values may be anything, and torch checks few of them
+            raise CheckpointError(f"{directory / STATE_FILE}: does not fit this run ({explain(error)})") from error
 
     def meta(self, config: Config, **extra: Any) -> dict[str, Any]:
         """Content of `meta.json`: settings, position, versions, and the `extra` entries."""
@@ -141,18 +145,19 @@ def restore(
     """
     with start.local() as directory:
         meta = verify_checkpoint(directory, start.path)
+        check_meta(meta, STARTING_META, start.path)
         changed = changed_since(meta, config, dataset)
         check_allowed(changed, allow_changed, start.path)
         state.load(directory, new_schedule=any(key.startswith("TRAIN.") for key in changed))
         if config.TRAIN.SLOTS is None and not load_generators(directory, rank):
             seed_generators(config.SEED, 1 + rank, state.step)
             logger.warning("the checkpoint has no random generators for rank %d; it draws new ones", rank)
-    if meta["hardware"] != hardware:
-        logger.warning("The checkpoint was written on %s, this is %s: bits may differ", meta["hardware"], hardware)
+    if meta.get("hardware") != hardware:
+        logger.warning("The checkpoint was written on %s, this is %s: bits may differ", meta.get("hardware"), hardware)
     epoch = state.step // config.steps_per_epoch
     logger.info("Restored %s : step %d, epoch %d of %d", start.path, state.step, epoch, config.TRAIN.EPOCH)
     own = start.run.path == run.path
-    origin: dict[str, Any] | None = meta["resumed_from"] if own else {"path": start.path, "step": state.step}
+    origin: dict[str, Any] | None = meta.get("resumed_from") if own else {"path": start.path, "step": state.step}
     return origin
 
 
@@ -176,19 +181,33 @@ def generator_states() -> dict[str, Any]:
 
 
 def load_generators(directory: Path, rank: int) -> bool:
-    """Restores the `generator_states` of this rank. False if the checkpoint has none (fewer workers wrote it)."""
+    """Restores the `generator_states` of this rank. False if the checkpoint has none (fewer workers wrote it).
+
+    Raises CheckpointError.
+    """
     path = directory / generator_file(rank)
     if not path.exists():
         return False
     states = load_plain(path)
-    torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
-    numpy_state = states["numpy"]
-    numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], np.uint32)
-    np.random.set_state(numpy_state)
-    random.setstate(states["python"])
+    try:
+        torch.set_rng_state(states["torch"])
+        if torch.cuda.is_available() and states["cuda"]:
+            torch.cuda.set_rng_state_all(states["cuda"])
+        numpy_state = states["numpy"]
+        numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], np.uint32)
+        if not 0 <= numpy_state["state"]["pos"] <= len(numpy_state["state"]["key"]):  # NumPy would read beyond it
+            raise ValueError("NumPy's position is outside of its state")
+        np.random.set_state(numpy_state)
+        random.setstate(states["python"])
+    except Exception as error:  # the values may be anything
+        raise CheckpointError(f"{path}: holds no states of random generators ({explain(error)})") from error
     return True
+
+
+def _check_same_entries(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises ValueError: whatever else `load_state_dict` found would become attributes of the schedule."""
+    if stored.keys() != wanted.keys():
+        raise ValueError(f"the schedule has {', '.join(map(str, stored))}, not {', '.join(wanted)}")
 
 
 def _on_host(value: Any) -> Any:
