@@ -147,8 +147,10 @@ def pack_shard(
             filesystem.move(unfinished, name)
         with filesystem.open_input_file(name) as file:
             starts, sizes = _locate_frames(file, name, index, rows)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{name}: cannot be packed ({error})") from error
+    except DataError:
+        raise
+    except Exception as error:  # Arrow raises many types for a shard that is there and damaged
+        raise DataError(f"{name}: cannot be packed ({explain(error)})") from error
     if not allow_missing and (sizes == MISSING).any():
         raise DataError(f"{name}: was packed with --allow-missing and lacks frames; remove it to pack it again")
     return PackedShard(starts, sizes, cut_off)
@@ -253,21 +255,24 @@ def _locate_frames(
     file: pa.NativeFile, name: str, index: FrameIndex, rows: Sequence[int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """`PackedShard.starts` and `.sizes` of an existing shard. Raises DataError if it is for other annotations."""
-    first_place = dict(
-        zip((index.names[row] for row in rows), np.cumsum([0, *index.lengths[list(rows)]]).tolist(), strict=False)
-    )
-    starts = np.zeros(int(index.lengths[list(rows)].sum()), np.int64)
+    ends = np.cumsum(index.lengths[list(rows)]).tolist()
+    ranges = {index.names[row]: range(end - int(index.lengths[row]), end) for row, end in zip(rows, ends, strict=True)}
+    starts = np.zeros(ends[-1], np.int64)
     sizes = np.full(len(starts), MISSING, np.int32)
     shard = pq.ParquetFile(file)
     _check_mark(shard.schema_arrow, name, index)
     for group in range(shard.num_row_groups):
         columns = shard.read_row_group(group, ["sequence", "frame", "size"])
-        places = [
-            first_place[sequence] + number - 1
-            for sequence, number in zip(columns["sequence"].to_pylist(), columns["frame"].to_pylist(), strict=True)
-        ]
+        places = []
+        for sequence, number in zip(columns["sequence"].to_pylist(), columns["frame"].to_pylist(), strict=True):
+            if not 1 <= number <= len(ranges.get(sequence, ())):
+                raise DataError(f"{name}: is damaged: it has a frame {number} of {sequence}, which has no annotation")
+            places.append(ranges[sequence][number - 1])
         group_sizes = columns["size"].to_numpy()
-        starts[places], sizes[places] = _starts_in_group(shard, group, group_sizes), group_sizes
+        group_starts = _starts_in_group(shard, group, group_sizes)
+        if (group_sizes < 0).any() or (group_starts < 0).any():
+            raise DataError(f"{name}: is damaged: the sizes of its frames are not those of a shard")
+        starts[places], sizes[places] = group_starts, group_sizes
     return starts, sizes
 
 

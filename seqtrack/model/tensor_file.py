@@ -162,10 +162,9 @@ def _counter(*arguments: Any) -> Counter[Any]:
     return _move(arguments, dict, dict.items, Counter())
 
 
-def _move(arguments: tuple[Any, ...], kind: type, items: Callable[[Any], Any], target: Any) -> Any:
+def _move(arguments: tuple[Any, ...], kind: Any, items: Callable[[Any], Any], target: Any) -> Any:
     """Moves the items of the one argument, if any, into `target`: naming it many times must not fill the memory."""
     if arguments:
-        source: Any
         (source,) = arguments
         if type(source) is not kind:
             raise pickle.UnpicklingError(f"a {type(target).__name__} of something else than a {kind.__name__}")

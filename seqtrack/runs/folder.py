@@ -105,7 +105,7 @@ class RunFolder:
                 f"{self.file(name)}: not what this version writes (unknown: {', '.join(sorted(unknown))})"
             )
         try:
-            return TypeAdapter(kind).validate_python(values, strict=True)
+            return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
