@@ -225,8 +225,8 @@ READERS: Mapping[str, Callable[[Path], Reader]] = {
 """Name -> what makes the reader, with its valid files, in an empty folder."""
 
 PICKLE_WORDS = (
-    b"cos\nsystem\n",
-    b"cbuiltins\nexec\n",
+    b"cos\nmkdir\n",
+    b"cbuiltins\ngetattr\n",
     b"ctorch._utils\n_rebuild_tensor_v2\n",
     b"ctorch._utils\n_rebuild_parameter\n",
     b"ctorch\nFloatStorage\n",
@@ -245,7 +245,7 @@ JSON_WORDS = (b"[" * 20_000, b'{"a":', b"NaN", b"1e999", b"-1", b"null", b"{}", 
 YAML_WORDS = (
     b"&a [*a, *a]",
     b"<<: *a",
-    b"!!python/object/apply:os.system [ls]",
+    b"!!python/object/apply:os.getcwd []",
     b"? ",
     b"\t",
     b"1_0",
@@ -274,21 +274,16 @@ def attacked(valid: bytes, canary: Path) -> dict[str, bytes]:
 
     The first one, `pickle`, is the valid one without.
     """
-    touch, program = text(f"touch {canary}"), text(f"open({str(canary)!r}, 'w')")
+    path, program = text(str(canary)), text(f"open({str(canary)!r}, 'w')")  # damaged, they would do little harm
     calls = {
-        "REDUCE": b"cos\nsystem\n(" + touch + b"tR",
-        "INST": f"(S'touch {canary}'\nios\nsystem\n".encode(),
-        "OBJ": b"(cos\nsystem\n" + touch + b"o",
-        "STACK_GLOBAL": text("os") + text("system") + b"\x93(" + touch + b"tR",
+        "REDUCE": b"cos\nmkdir\n(" + path + b"tR",
+        "INST": f"(S'{canary}'\nios\nmkdir\n".encode(),
+        "OBJ": b"(cos\nmkdir\n" + path + b"o",
+        "STACK_GLOBAL": text("os") + text("mkdir") + b"\x93(" + path + b"tR",
         "exec": b"cbuiltins\nexec\n(" + program + b"tR",
-        "open": b"cio\nopen\n(" + text(str(canary)) + text("w") + b"tR",
+        "open": b"cio\nopen\n(" + path + text("w") + b"tR",
         "getattr": b"cbuiltins\ngetattr\n(cbuiltins\n__import__\n("
-        + text("os")
-        + b"tR"
-        + text("system")
-        + b"tR("
-        + touch
-        + b"tR",
+        + (text("os") + b"tR" + text("mkdir") + b"tR(" + path + b"tR"),
     }
     start = b"\x80\x02}q\x00("
     assert valid.startswith(start)

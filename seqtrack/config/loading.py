@@ -96,7 +96,7 @@ def _read_uri(uri: str) -> str:
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         values = yaml.load(text, Loader=_YamlLoader) or {}
-    except Exception as error:  # of more types than YAMLError: dates that are none, lists nested too deeply
+    except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: holds {type(values).__name__}, not settings")
@@ -109,5 +109,5 @@ def _parse_override(override: str) -> tuple[str, Any]:
         raise ConfigError(f"override {override!r} is not of the form KEY=VALUE")
     try:
         return key, yaml.load(text, Loader=_YamlLoader)
-    except Exception as error:  # as above
+    except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from error

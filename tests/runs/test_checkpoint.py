@@ -18,12 +18,15 @@ from seqtrack.runs.checkpoint import (
     StoredCheckpoint,
     checkpoint_name,
     find_checkpoint,
+    load_plain,
+    open_checkpoint,
     verify_checkpoint,
     whole_checkpoints,
     write_checkpoint,
 )
 from seqtrack.runs.folder import RunFolder
 from tests.folders import run_at, stored_at
+from tests.readers import write_sum
 
 FILES = ["model.safetensors", "state.pt", "rng_rank_0000.pt", "rng_rank_0001.pt", "meta.json"]
 
@@ -125,3 +128,43 @@ def test_a_checkpoint_that_is_not_there_is_named_with_what_is(folder: Path, said
     with pytest.raises(CheckpointError) as error:
         find_checkpoint(f"{folder.parents[1]}/{said}")
     assert str(error.value) == f"{folder.parents[1]}/{message}"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "cannot be read ("),
+        (b"[" * 100_000, "cannot be read (RecursionError"),
+        (b"\xff\xfe", "cannot be read ("),
+        (b"[1]", "holds list, not an object"),
+    ],
+)
+def test_metadata_that_is_none_is_refused_by_name(folder: Path, content: bytes, said: str) -> None:
+    (folder / "meta.json").write_bytes(content)
+    write_sum(folder, "meta.json")
+    with pytest.raises(CheckpointError) as error:
+        verify_checkpoint(folder, "runs/a")
+    assert str(error.value).startswith(f"runs/a/meta.json: {said}")
+
+
+def test_metadata_that_lacks_what_a_start_needs_is_refused_by_name(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"^{folder}/meta.json: has no entry epoch of type int$"):
+        open_checkpoint(stored_at(folder))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_whose_weights_are_not_finite_is_refused_when_it_is_opened(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "runs/a" / checkpoint_name(3, 0)
+    meta: dict[str, Any] = {"step": 7, "epoch": 3, "steps_per_epoch": 2, "config": {}, "dataset": {}, "versions": {}}
+    weights = {"a": torch.ones(2), "b": torch.tensor([1.0, value])}
+    write_checkpoint(Contents(weights, {}, [], meta), stored_at(path))
+    with pytest.raises(CheckpointError) as error:
+        open_checkpoint(stored_at(path))
+    assert str(error.value) == f"{path}/model.safetensors: 1 of 2 parameters are NaN or infinite, the first: b"
+
+
+@pytest.mark.parametrize("content", [[1, 2], "text", torch.ones(2)])
+def test_a_file_of_something_else_than_a_dict_is_refused_by_name(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path}/state.pt: holds \w+, not a dict$"):
+        load_plain(tmp_path / "state.pt")

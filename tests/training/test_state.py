@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from seqtrack.config import Config
-from seqtrack.runs.checkpoint import CheckpointError, Contents, generator_file, write_checkpoint
+from seqtrack.runs.checkpoint import CheckpointError, Contents, generator_file, load_plain, write_checkpoint
 from seqtrack.runs.compatibility import changed_since, check_allowed
 from seqtrack.training.state import TrainState, generator_states, load_generators, seed_generators
 from seqtrack.training.step import Batch, Objective, train_step
@@ -134,6 +134,41 @@ def test_a_checkpoint_cannot_run_code(tiny_config: Config, tmp_path: Path) -> No
         with pytest.raises(CheckpointError, match=f"{file}: cannot be read"):
             load(folder)
     assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": None},
+        {"history": 3},
+        {"step": None, "scheduler": {"step": "text"}},
+        {"scheduler": {"get_lr": 1}},
+        {"metrics": [1]},
+        {"meter": {"unknown": 1}},
+    ],
+)
+def test_a_state_of_other_values_is_refused_by_name(
+    tiny_config: Config, tmp_path: Path, change: dict[str, object]
+) -> None:
+    state = TrainState.fresh(tiny_config, 0, CPU)
+    folder = save(state, tiny_config, tmp_path / "checkpoint")
+    torch.save(load_plain(folder / "state.pt") | change, folder / "state.pt")
+    with pytest.raises(CheckpointError, match=f"^{folder}/state.pt: does not fit this run "):
+        state.load(folder)
+
+
+@pytest.mark.parametrize("change", [{"torch": 1}, {"python": (3, (1, 2), None)}, {"numpy": {}}, {"numpy": "beyond"}])
+def test_generators_of_other_values_are_refused_by_name(
+    tiny_config: Config, tmp_path: Path, change: dict[str, object]
+) -> None:
+    folder = save(TrainState.fresh(tiny_config, 0, CPU), tiny_config, tmp_path / "checkpoint")
+    states = load_plain(folder / generator_file(0))
+    if change == {"numpy": "beyond"}:
+        states["numpy"]["state"]["pos"] = 10**6  # NumPy itself would read what lies there in memory
+        change = {}
+    torch.save(states | change, folder / generator_file(0))
+    with pytest.raises(CheckpointError, match=f"^{folder}/{generator_file(0)}: holds no states of random generators"):
+        load_generators(folder, 0)
 
 
 def test_meta_tells_what_the_checkpoint_is(tiny_config: Config) -> None:
