@@ -23,7 +23,7 @@ from pyarrow import fs
 from seqtrack.config import DataConfig
 from seqtrack.data.datasets.index import MISSING, FrameIndex
 from seqtrack.data.datasets.lasot import select_sequences
-from seqtrack.data.decoding import is_cut_off
+from seqtrack.data.jpeg import is_cut_off
 from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, read_bytes
 from seqtrack.files import write_atomically
 
