@@ -31,7 +31,12 @@ INDIFFERENT = (
     *("RUN.", "MLFLOW.", "HUB.", "TEST.", "DATA.SYNTHETIC.", "DATA.TRAIN.MAX_SAMPLE_PER_SEQ", "TRAIN.EPOCH"),
     *("TRAIN.PRINT_INTERVAL", "TRAIN.CHECKPOINT_EVERY_STEPS", "TRAIN.KEEP_CHECKPOINTS", "TRAIN.NUM_WORKER"),
     "DATA.DOWNLOAD_FROM",
-    *("DATA.ROOT", "DATA.SPLIT", "DATA.TRAIN.CLASSES"),  # the data set's fingerprint is compared instead
+    *(
+        "DATA.ROOT",
+        "DATA.SPLIT",
+        "DATA.ON_MISMATCH",
+        "DATA.TRAIN.CLASSES",
+    ),  # the data set's fingerprint is compared instead
 )
 """Prefixes of the settings that do not change what a step computes."""
 

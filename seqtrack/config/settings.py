@@ -229,6 +229,9 @@ class DataConfig(Section):
     """LaSOT folder or URI (`/data/lasot`, `s3://bucket/lasot`). `synthetic`: write and use a small made-up data set."""
     SPLIT: str = "lasot_train"
     """Which sequences: `lasot_train`, `lasot_test` (the benchmark's own lists), `all` on disk, or a file of names."""
+    ON_MISMATCH: Literal["error", "drop", "redraw"] = "error"
+    """What happens to a sequence whose frames do not fit its boxes (their number, or a gap). `error`: nothing starts.
+    `drop`: it is left out. `redraw`: a sample that would show a missing frame is drawn again."""
     DOWNLOAD_FROM: str = "l-lt/LaSOT"
     """Dataset repository on the Hugging Face Hub, one zip per class, that `seqtrack fetch-lasot` downloads from."""
     SYNTHETIC: SyntheticConfig = SyntheticConfig()

@@ -24,7 +24,7 @@ from seqtrack.config import DataConfig
 from seqtrack.data.datasets.index import MISSING, FrameIndex
 from seqtrack.data.datasets.lasot import select_sequences
 from seqtrack.data.jpeg import is_cut_off
-from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, read_bytes
+from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, first_of, read_bytes
 from seqtrack.files import write_atomically
 
 FORMAT = 1
@@ -290,8 +290,3 @@ def _check_mark(schema: pa.Schema, name: str, index: FrameIndex | None) -> None:
         raise DataError(f"{name}: was not written by this version of `seqtrack pack-lasot`")
     if index is not None and mark["fingerprint"] != index.fingerprint:
         raise DataError(f"{name}: holds other sequences or annotations; another folder keeps both")
-
-
-def first_of(paths: Sequence[str]) -> str:
-    """Lists the first few of these paths, for an error message."""
-    return "the first: " + ", ".join(paths[:5]) + (" …" if len(paths) > 5 else "")

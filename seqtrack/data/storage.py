@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 from pyarrow import fs
 
 from seqtrack.errors import InputError
+from seqtrack.failures import explain
 from seqtrack.locations import absolute
 
 logger = logging.getLogger(__name__)
@@ -25,6 +28,10 @@ LONGEST_PAUSE = 15.0
 
 class DataError(InputError):
     """Data that cannot be used. The message names the file, the line where there is one, and what is wrong."""
+
+
+class NoSuchFolder(DataError):
+    """A folder that is not there."""
 
 
 class Root(NamedTuple):
@@ -49,6 +56,43 @@ def open_root(root: str) -> Root:
     if found != fs.FileType.Directory:
         raise DataError(f"DATA.ROOT {root}: no such folder")
     return Root(filesystem, path)
+
+
+class Entry(NamedTuple):
+    """What a folder holds."""
+
+    name: str
+    path: str
+    kind: Literal["file", "folder", "nothing"]
+    """`nothing`: a link to something that is not there."""
+
+
+def list_folder(root: Root, path: str) -> list[Entry]:
+    """What is in a folder of the root's filesystem, hidden files left out. Raises NoSuchFolder or another DataError.
+
+    On a disk, no more is asked than the names: pyarrow would ask for the size of each file, and leaves out links to
+    nothing without a word.
+    """
+    try:
+        if root.local:
+            with os.scandir(path) as found:
+                entries = [Entry(one.name, one.path, _kind(one)) for one in found]
+        else:
+            infos = root.filesystem.get_file_info(fs.FileSelector(path))
+            kinds: dict[fs.FileType, Literal["file", "folder"]]
+            kinds = {fs.FileType.File: "file", fs.FileType.Directory: "folder"}
+            entries = [Entry(info.base_name, info.path, kinds[info.type]) for info in infos if info.type in kinds]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NoSuchFolder(f"{path}: no such folder") from error
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read ({explain(error)})") from error
+    return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["file", "folder", "nothing"]:
+    if entry.is_dir():
+        return "folder"
+    return "nothing" if entry.is_symlink() and not Path(entry.path).exists() else "file"
 
 
 def read_bytes(root: Root, path: str) -> bytes:
@@ -111,3 +155,8 @@ def _patiently(read: Callable[[], bytes], root: Root, path: str) -> bytes:
             logger.warning("%s/%s: %s; it is read again in %g s", root.path, path, error, pause)
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Lists the first few of these names, for an error message."""
+    return "the first: " + ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

@@ -156,6 +156,7 @@ def log_start(prepared: PreparedRun, resources: Resources) -> None:
     gpus = f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
     lines = [
         *(f"Setting {line}" for line in config.without_effect()),
+        *prepared.data.notes,
         f"Run {config.RUN.NAME} : {len(index.names)} sequences, {index.num_frames:,} frames, "
         f"{config.DATA.TRAIN.SAMPLE_PER_EPOCH:,} samples and {config.steps_per_epoch:,} steps an epoch, "
         f"{config.TRAIN.EPOCH} epochs, seed {config.SEED}",

@@ -110,7 +110,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_picture_is_shown_as_imread_shows_it(decoder: FrameDecoder, kind: str, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(KINDS[kind])
-    shown = cv2.imread(str(tmp_path / "a.jpg"))[..., ::-1]
+    shown = np.asarray(cv2.imread(str(tmp_path / "a.jpg")))[..., ::-1]
     frame = decoder.open("a.jpg", KINDS[kind])
     assert (frame.height, frame.width) == shown.shape[:2]
     for left, top, right, bottom in (

@@ -213,7 +213,7 @@ def frame_drawn_rarely(config: Config, samples: int) -> tuple[str, int]:
 def test_a_few_broken_frames_are_named_and_replaced(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
     root = tmp_path / "tree"
     write_synthetic(root, SyntheticConfig(SEQUENCES=4, FRAMES=100, HEIGHT=64, WIDTH=64))
-    tiny_settings["DATA"]["ROOT"] = str(root)
+    tiny_settings["DATA"] |= {"ROOT": str(root), "ON_MISMATCH": "redraw"}
     tiny_settings["DATA"]["TRAIN"]["SAMPLE_PER_EPOCH"] = 400
     tiny_settings["TRAIN"] |= {"EPOCH": 1, "BATCH_SIZE": 20, "PRINT_INTERVAL": 100}
     config = parse_config(tiny_settings, "tiny")
