@@ -23,13 +23,20 @@ ADVICE = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 """Error number -> what an OSError says instead of the system's words."""
-_CARRIERS = ("RayTaskError", "MaxRetryError", "ConnectionError", "ControllerError", "ComputationFailedError")
-"""Names of types that only carry another error, which says more."""
+_CARRIERS = {
+    "RayTaskError": "cause",
+    "UserExceptionWithTraceback": "_base_exc",
+    "ControllerError": "controller_failure",
+    "MaxRetryError": "reason",
+}
+"""Name of a type that only carries another error, which says more -> the attribute that has it."""
 
 
 def explain(error: BaseException) -> str:
     """What an error means, in one line without passwords: the most telling error in its chain, and its file if any."""
     telling = list(_chain(error))[-1]
+    if type(telling).__module__.startswith("seqtrack."):
+        return str(telling)  # it was written for people
     if isinstance(telling, OSError) and telling.errno in ADVICE:
         where = f"{telling.filename}: " if telling.filename else ""
         return without_passwords(f"{where}{ADVICE[telling.errno]}")
@@ -46,12 +53,17 @@ def without_passwords(text: str) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it carries if it only carries another one."""
+    """The error, what it carries if it only carries another one, and so on. One without a message carries its cause."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         yield current
-        inner = getattr(current, "cause", None) or current.__cause__ or current.__context__
-        carries = type(current).__name__ in _CARRIERS or not str(current).strip()
-        current = inner if carries and isinstance(inner, BaseException) else None
+        inner = None
+        # Ray makes a type for each error that it carries, so that it can be caught as that error too.
+        carriers = [_CARRIERS[kind.__name__] for kind in type(current).__mro__ if kind.__name__ in _CARRIERS]
+        if carriers:
+            inner = getattr(current, carriers[0], None)
+        elif not str(current).strip():
+            inner = current.__cause__ or current.__context__
+        current = inner if isinstance(inner, BaseException) else None

@@ -70,6 +70,8 @@ def run(options: argparse.Namespace) -> int:
 
     from seqtrack.experiments.prepare import open_start
     from seqtrack.experiments.train import run_training
+    from seqtrack.runs.checkpoint import newest_checkpoint
+    from seqtrack.runs.folder import RunFolder
     from seqtrack.training.loop import HopelessError
     from seqtrack.training.trainer import explain_failure
 
@@ -81,9 +83,9 @@ def run(options: argparse.Namespace) -> int:
     try:
         outcome = run_training(config, start, options.allow_changed)
     except (HopelessError, TrainingFailedError) as error:
-        raise ProgramError(
-            f"training failed: {explain_failure(error)}\nTo go on from the newest checkpoint: {go_on}"
-        ) from error
+        newest = newest_checkpoint(RunFolder.of(config))
+        more = f"\nTo go on from {newest.name}: {go_on}" if newest is not None else ""
+        raise ProgramError(f"training failed: {explain_failure(error)}{more}") from error
     if outcome.stopped_by is not None:
         print_stopped(outcome, go_on)
         return 128 + outcome.stopped_by

@@ -30,6 +30,10 @@ class DataError(InputError):
     """Data that cannot be used. The message names the file, the line where there is one, and what is wrong."""
 
 
+class StoreError(DataError):
+    """An object store does not deliver. Unlike other faults of data, this one may pass by itself."""
+
+
 class NoSuchFolder(DataError):
     """A folder that is not there."""
 
@@ -135,7 +139,8 @@ class SpanReader:
         try:
             content = _patiently(read, self._root, span.path)
         except OSError as error:
-            raise DataError(f"{name}: cannot be read ({error})") from error
+            kind = DataError if self._root.local else StoreError
+            raise kind(f"{name}: cannot be read ({error})") from error
         if len(content) < span.size:
             raise DataError(f"{name}: is cut off before byte {span.start + span.size}")
         return content
