@@ -45,9 +45,9 @@ def as_path(location: str) -> str:
 def absolute(location: str) -> str:
     """The absolute path, because workers run in another current folder. URIs of object stores are returned unchanged.
 
-    Raises InputError for a `file:` URI that is no absolute path.
+    Raises InputError as `check_location`.
     """
-    path = as_path(location)
+    path = as_path(check_location(location))
     return path if is_uri(path) else str(_from_home(path).absolute())
 
 
@@ -102,9 +102,9 @@ def stem(location: str) -> str:
 def check_location(location: str) -> str:
     """The location unchanged. Raises InputError if it cannot be one."""
     if not location.strip():
-        raise InputError("is empty; `.` is the current folder")
-    if "\0" in location:
-        raise InputError(f"{location!r} has a NUL character, which no folder's name can have")
+        raise InputError("an empty path; `.` is the current folder")
+    if re.search(r"[\x00-\x1f\x7f]", location):
+        raise InputError(f"{location!r} has a character that cannot be seen, such as the end of a line")
     path = as_path(location)
     if is_uri(path):
         try:
@@ -146,7 +146,8 @@ def has_password(location: str) -> bool:
 
 
 def _from_home(path: str) -> Path:
+    """The path, with `~` at its beginning replaced. `./~` is the folder of that name, as is `~x` where no user is x."""
     try:
-        return Path(path).expanduser()
-    except RuntimeError:  # a folder's name begins with ~, and no user is called so
+        return Path(path).expanduser() if path.startswith("~") else Path(path)
+    except RuntimeError:
         return Path(path)

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from seqtrack.config.runner import HubConfig, MlflowConfig, RunConfig
 from seqtrack.config.settings import DataConfig, ModelConfig, NoEffect, Section, TestConfig, TrainConfig
 from seqtrack.errors import InputError, did_you_mean
+from seqtrack.failures import without_passwords
 from seqtrack.locations import has_password
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -160,8 +161,8 @@ def parse_model(kind: type[Model], values: dict[str, Any], source: str, explain:
 
 
 def shown(value: Any) -> str:
-    """A value from the user as messages show it: in one line, and not longer than a line should be."""
-    text = repr(value)
+    """A value from the user as messages show it: in one line that is not too long, without passwords."""
+    text = without_passwords(repr(value))
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 2]} …"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -31,9 +31,8 @@ class _Loader(yaml.SafeLoader):
     """What a word means where its setting is no text: as in YAML 1.1, but `1e-4` is a number, and nothing is a date, an
     octal number (`010`) or a number to the base of 60 (`12:30`)."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
-
+_Loader.yaml_implicit_resolvers = {}
 _Loader.add_implicit_resolver(TAG + "null", re.compile(rf"^(?:{'|'.join(NULLS)})$"), ["~", "n", "N", ""])
 _Loader.add_implicit_resolver(
     TAG + "bool", re.compile(r"^(?:yes|no|true|false|on|off)$", re.IGNORECASE), list("yYnNtTfFoO")
@@ -144,7 +143,7 @@ class _Reader:
         if _is_text(kind) and not (node.tag == TAG + "null" and _may_be_none(kind)):
             return node.value
         try:
-            return self._loader.construct_object(node)  # type: ignore[no-untyped-call]
+            return self._loader.construct_object(node)
         except Exception as error:  # a number of 5,000 digits, a tag that does not fit
             raise self._fault(node, f"{shown(node.value)} is no {node.tag.removeprefix(TAG)}") from error
 
