@@ -9,6 +9,7 @@ from seqtrack.config.config import (
     parse_model,
     setting_docs,
     shown,
+    shown_key,
 )
 from seqtrack.config.loading import find_recipe, load_config, load_settings, read_yaml, recipe_names, with_overrides
 from seqtrack.config.settings import (
@@ -49,5 +50,6 @@ __all__ = [
     "recipe_names",
     "setting_docs",
     "shown",
+    "shown_key",
     "with_overrides",
 ]

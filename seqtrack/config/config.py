@@ -168,7 +168,10 @@ def shown(value: Any) -> str:
 
 def key_of(detail: Any) -> str:
     """The dotted key that one of pydantic's errors is about, as messages show it."""
-    key = ".".join(str(part) for part in detail["loc"])
+    return shown_key(".".join(str(part) for part in detail["loc"]))
+
+
+def shown_key(key: str) -> str:
     return key if key.isprintable() and len(key) <= LONGEST_SHOWN else shown(key)
 
 
@@ -226,7 +229,7 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any, source: str) -> No
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"{source}: {key}: unknown setting{_nearest_setting(key)}")
+            raise ConfigError(f"{source}: {shown_key(key)}: unknown setting{_nearest_setting(key)}")
         node = child
     if isinstance(node.get(last), dict) and not isinstance(value, dict):
         raise ConfigError(f"{source}: {key} is a section, not a setting; name one of its settings, as {key}.…=VALUE")

@@ -29,6 +29,8 @@ from seqtrack.config import (
     parse_model,
     read_yaml,
     setting_docs,
+    shown,
+    shown_key,
 )
 from seqtrack.errors import did_you_mean
 from seqtrack.locations import LONGEST_NAME
@@ -175,7 +177,7 @@ class Sweep(_Section):
         known = [doc.key for doc in setting_docs()]
         for key, parameter in self.parameters.items():
             if key not in known:
-                raise ConfigError(f"{source}: parameters.{key}: unknown setting{did_you_mean(key, known)}")
+                raise ConfigError(f"{source}: parameters.{shown_key(key)}: unknown setting{did_you_mean(key, known)}")
             if key.startswith(NOT_SWEPT):
                 raise ConfigError(f"{source}: parameters.{key}: is the same for all trials of a sweep")
             names: dict[str, Any] = {}
@@ -184,7 +186,7 @@ class Sweep(_Section):
                 same = names.setdefault(trial_name({key: value}), value)
                 if json.dumps(same) != json.dumps(value):
                     raise ConfigError(
-                        f"{source}: parameters.{key}: {same!r} and {value!r} would share the folder "
+                        f"{source}: parameters.{key}: {shown(same)} and {shown(value)} would share the folder "
                         f"{trial_name({key: value})}; write one of them in another way"
                     )
         if config.HUB.REPO_ID is not None:
