@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from seqtrack.config.settings import NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from seqtrack.config.settings import Location, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 
 class RunConfig(Section):
@@ -17,7 +17,7 @@ class RunConfig(Section):
 
     NAME: str | None = None
     """Name of the run and its folder. Unset: the config's name and the time."""
-    STORAGE_PATH: str = "runs"
+    STORAGE_PATH: Location = "runs"
     """Folder or URI in which the run's folder is created. If workers run on several machines, all must reach it."""
     WORKERS: PositiveInt = 1
     """Training workers. Must divide TRAIN.BATCH_SIZE."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric
@@ -21,6 +22,7 @@ from seqtrack.locations import is_uri, lasting
 logger = logging.getLogger(__name__)
 
 STORE_VARIABLE = "MLFLOW_TRACKING_URI"
+SQLITE = "sqlite:///"
 
 
 def tracking_uri(config: Config) -> str:
@@ -29,7 +31,20 @@ def tracking_uri(config: Config) -> str:
     Where the runs lie in an object store, which cannot hold a SQLite file, it is in this folder's `runs/`.
     """
     folder = lasting("runs") if is_uri(config.RUN.STORAGE_PATH) else config.RUN.STORAGE_PATH
-    return os.environ.get(STORE_VARIABLE) or config.MLFLOW.TRACKING_URI or f"sqlite:///{folder}/mlflow.db"
+    return os.environ.get(STORE_VARIABLE) or config.MLFLOW.TRACKING_URI or sqlite_uri(Path(folder, "mlflow.db"))
+
+
+def sqlite_uri(file: Path) -> str:
+    """The store in a SQLite file. SQLAlchemy decodes `%20` in a URI, and takes `?` for the beginning of options."""
+    return SQLITE + re.sub(r"%(?=[0-9a-fA-F]{2})|\?", lambda found: quote(found[0]), str(file))
+
+
+def artifacts_beside(uri: str) -> str | None:
+    """The place for the artifacts of the store in a SQLite file; None for a server, which knows its own place."""
+    if not uri.startswith(SQLITE):
+        return None
+    file = Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
+    return (file.absolute().parent / "mlartifacts").as_uri()  # as a path, MLflow would decode %20 in it
 
 
 def make_client(config: Config) -> MlflowClient:
@@ -51,12 +66,7 @@ def find_experiment(client: MlflowClient, config: Config) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return experiment.experiment_id
-    # Beside a SQLite file; a server knows its own place.
-    uri = tracking_uri(config)
-    file = uri.removeprefix("sqlite:///")
-    return client.create_experiment(
-        name, artifact_location=str(Path(file).parent / "mlartifacts") if file != uri else None
-    )
+    return client.create_experiment(name, artifact_location=artifacts_beside(tracking_uri(config)))
 
 
 def open_parent_run(config: Config) -> str | None:
@@ -67,7 +77,9 @@ def open_parent_run(config: Config) -> str | None:
     try:
         client = make_client(config)
         experiment = find_experiment(client, config)
-        found = client.search_runs([experiment], f"tags.experiment_of_parts = '{config.RUN.NAME}'", max_results=1)
+        mark = '"' if "'" in str(config.RUN.NAME) else "'"
+        ours = f"tags.experiment_of_parts = {mark}{config.RUN.NAME}{mark}"
+        found = client.search_runs([experiment], ours, max_results=1)
         if found:
             return found[0].info.run_id
         tags = resolve_tags({"experiment_of_parts": str(config.RUN.NAME)})

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from seqtrack import cli
 from seqtrack.config import Config
 from seqtrack.integrations.mlflow import Mirror
-from seqtrack.integrations.mlflow_store import close_parent_run, open_parent_run, without_credentials
+from seqtrack.integrations.mlflow_store import artifacts_beside, close_parent_run, open_parent_run, without_credentials
 from seqtrack.runs.folder import RunFolder
 from tests.integrations.servers import empty_store
 
@@ -31,6 +31,26 @@ def test_names_from_the_environment_win(tracked: Tracked, tmp_path: Path, monkey
     experiment = client.get_experiment_by_name("mine")
     assert experiment is not None
     assert {run.info.run_name for run in client.search_runs([experiment.experiment_id])} == {"named", config.RUN.NAME}
+
+
+@pytest.mark.parametrize("name", ["it's", 'a "b"', "100% #1"])
+def test_an_experiment_of_parts_is_found_again_whatever_its_name(name: str, tracked: Tracked, tmp_path: Path) -> None:
+    config, _ = tracked(empty_store(tmp_path), **{"RUN.NAME": name})
+    parent = open_parent_run(config)
+    assert parent is not None
+    assert open_parent_run(config) == parent
+
+
+@pytest.mark.parametrize(
+    ("uri", "place"),
+    [
+        ("sqlite:////data/set #1/mlflow.db", "file:///data/set%20%231/mlartifacts"),
+        ("sqlite:////data/a%2520b%3F/mlflow.db?timeout=5", "file:///data/a%2520b%3F/mlartifacts"),
+        ("https://host:5000", None),
+    ],
+)
+def test_artifacts_lie_beside_the_file_of_a_store(uri: str, place: str | None) -> None:
+    assert artifacts_beside(uri) == place
 
 
 def test_an_experiment_of_parts_goes_on_without_mlflow_and_shows_no_password(
