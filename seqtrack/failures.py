@@ -23,8 +23,15 @@ ADVICE = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 """Error number -> what an OSError says instead of the system's words."""
-_CARRIERS = ("RayTaskError", "MaxRetryError", "ConnectionError", "ControllerError", "ComputationFailedError")
+_CARRIERS = (
+    *("RayTaskError", "ControllerError", "ComputationFailedError"),
+    *("MaxRetryError", "ConnectionError", "NewConnectionError", "NameResolutionError"),
+)
 """Names of types that only carry another error, which says more."""
+_CARRYING = "failed with exception"
+"""In the text of MLflow's errors that only carry another one."""
+_SECRETS = r"(?<=://)(?:[^:/\s]*:\S*@|[^/\s]*@)|(?<=Bearer )[^'\"]+|(?<=Basic )[^'\"]+"
+"""The user and password in a URI (not every library asks for them to be quoted), and what headers authenticate with."""
 
 
 def explain(error: BaseException) -> str:
@@ -33,6 +40,8 @@ def explain(error: BaseException) -> str:
     if isinstance(telling, OSError) and telling.errno in ADVICE:
         where = f"{telling.filename}: " if telling.filename else ""
         return without_passwords(f"{where}{ADVICE[telling.errno]}")
+    if isinstance(telling, ModuleNotFoundError):
+        return f"the Python package {telling.name} is not installed"
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(telling))
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     kind = type(telling).__name__
@@ -41,8 +50,13 @@ def explain(error: BaseException) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """The text without the user and password that the URIs in it may have."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
+    """The text without the users and passwords of URIs, and without the tokens of headers."""
+    return re.sub(_SECRETS, "", text)
+
+
+def holds_password(text: str) -> bool:
+    """Whether a URI in the text has a user and a password."""
+    return re.search(r"://[^:/\s]*:\S*@", text) is not None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -53,5 +67,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         inner = getattr(current, "cause", None) or current.__cause__ or current.__context__
-        carries = type(current).__name__ in _CARRIERS or not str(current).strip()
+        text = str(current).strip()
+        carries = type(current).__name__ in _CARRIERS or not text or _CARRYING in text
         current = inner if carries and isinstance(inner, BaseException) else None

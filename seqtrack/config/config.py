@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 from math import lcm
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -15,7 +14,7 @@ from pydantic.fields import FieldInfo
 from seqtrack.config.runner import HubConfig, MlflowConfig, RunConfig
 from seqtrack.config.settings import DataConfig, ModelConfig, NoEffect, Section, TestConfig, TrainConfig
 from seqtrack.errors import InputError, did_you_mean
-from seqtrack.locations import is_uri
+from seqtrack.failures import holds_password
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -50,7 +49,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_secrets(self) -> Self:
         for key, value in self.flat().items():
-            if isinstance(value, str) and is_uri(value) and urlsplit(value).password is not None:
+            if isinstance(value, str) and holds_password(value):
                 raise ValueError(
                     f"{key} holds a password, which would go into checkpoints, logs and MLflow; keep it in the "
                     "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_PASSWORD, or a whole "

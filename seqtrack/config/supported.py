@@ -1,12 +1,14 @@
-"""Refuses published settings that this project does not support."""
+"""Refuses settings that no run can start with: published ones that this project does not support, and wrong names."""
 
 from __future__ import annotations
 
 from seqtrack.config.config import Config, ConfigError
+from seqtrack.config.servers import check_servers
 
 
 def check_supported(config: Config) -> None:
-    """Raises ConfigError for a published setting that this project does not support, and for a missing DATA.ROOT."""
+    """Raises ConfigError for a published setting that this project does not support, for a missing DATA.ROOT, and for
+    names and addresses of MLflow and the Hub that cannot be right."""
     others = [name for name in config.DATA.TRAIN.DATASETS_NAME if name != "LASOT"]
     if others:
         raise ConfigError(
@@ -17,3 +19,4 @@ def check_supported(config: Config) -> None:
         raise ConfigError(f"DATA.SAMPLER_MODE {config.DATA.SAMPLER_MODE} is not supported, only order")
     if config.DATA.ROOT is None:
         raise ConfigError("DATA.ROOT is not set: the LaSOT folder or URI, or `synthetic` for a small made-up data set")
+    check_servers(config)

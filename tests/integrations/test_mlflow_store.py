@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from seqtrack import cli
 from seqtrack.config import Config
 from seqtrack.integrations.mlflow import Mirror
-from seqtrack.integrations.mlflow_store import close_parent_run, open_parent_run, without_credentials
+from seqtrack.integrations.mlflow_store import close_parent_run, open_parent_run
 from seqtrack.runs.folder import RunFolder
 from tests.integrations.servers import empty_store
 
@@ -45,8 +45,3 @@ def test_an_experiment_of_parts_goes_on_without_mlflow_and_shows_no_password(
     told = capsys.readouterr()
     assert told.err.startswith("error: ")
     assert "canary" not in caplog.text + told.out + told.err
-
-
-def test_what_is_shown_has_no_password() -> None:
-    assert without_credentials("https://me:secret@host:5000/path") == "https://host:5000/path"
-    assert without_credentials("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
