@@ -39,7 +39,10 @@ ANSWERS = {
     "train --config demo --workers 3": (2, "RUN.WORKERS 3 does not divide TRAIN.BATCH_SIZE 32"),
     "train --config demo --allow-changed TRAIN.LRR": (2, "--allow-changed TRAIN.LRR: neither a setting nor `dat"),
     "train --config seqtrack_b256": (2, "COCO17, TRACKINGNET cannot be trained on here, only LASOT"),
-    "train --config demo MLFLOW.TRACKING_URI=localhost:5000": (2, "has no scheme; http://localhost:5000 would be right"),
+    "train --config demo MLFLOW.TRACKING_URI=localhost:5000": (
+        2,
+        "has no scheme; http://localhost:5000 would be",
+    ),
     "train --config demo HUB.REPO_ID=me/x/": (2, "HUB.REPO_ID 'me/x/': not a repository of the Hub: user/name"),
     "fetch-lasot DATA.DOWNLOAD_FROM=hf://me/x": (2, "not a repository of the Hub: user/name"),
     "sweep --config demo --sweep smok": (2, "did you mean smoke? (the recipes: lr_asha, lr_seed, smoke)"),

@@ -33,6 +33,9 @@ _CHATTY = (
 )
 """What logs every table of a new store, every try again, or errors that reach us anyway, some with a traceback."""
 
+SECONDS_FOR_TABLES = 120.0
+"""A new file's tables are made in a second or two, on a busy machine in many."""
+
 
 class StoreError(InputError):
     """The MLflow store cannot be opened. The message says which and why, in a line."""
@@ -102,7 +105,7 @@ def sqlite_file(uri: str) -> Path | None:
 def open_store(config: Config) -> tuple[MlflowClient, str]:
     """A client of the store and the id of the experiment, which is made if need be.
 
-    Raises StoreError where that fails or takes longer than SECONDS_TO_OPEN.
+    Raises StoreError where that fails or takes longer than SECONDS_TO_OPEN, for a file SECONDS_FOR_TABLES.
     """
     opened: Future[tuple[MlflowClient, str]] = Future()
 
@@ -114,10 +117,11 @@ def open_store(config: Config) -> tuple[MlflowClient, str]:
             opened.set_exception(error)
 
     threading.Thread(target=work, name="opens MLflow's store", daemon=True).start()
+    patience = SECONDS_FOR_TABLES if tracking_uri(config).lower().startswith("sqlite") else SECONDS_TO_OPEN
     try:
-        return opened.result(SECONDS_TO_OPEN)
+        return opened.result(patience)
     except Exception as error:
-        reason = explain(error) if opened.done() else f"no answer within {SECONDS_TO_OPEN:g} s"
+        reason = explain(error) if opened.done() else f"no answer within {patience:g} s"
         raise StoreError(f"{shown_store(config)} cannot be opened: {reason}") from error
 
 

@@ -96,7 +96,7 @@ def test_what_mlflow_would_refuse_is_refused_by_its_setting(settings: dict[str, 
 
 def test_an_experiment_that_the_environment_names_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "x" * 501)
-    with pytest.raises(ConfigError, match="^MLFLOW_EXPERIMENT_NAME: a name of 1 to 500 characters is needed, not 501"):
+    with pytest.raises(ConfigError, match=r"^MLFLOW_EXPERIMENT_NAME: a name of 1 to 500 characters is needed, not 501"):
         check_supported(READY)
 
 
