@@ -137,14 +137,6 @@ def check_name(name: str) -> None:
         )
 
 
-def has_password(location: str) -> bool:
-    """Whether it is a URI with a password in it."""
-    try:
-        return is_uri(location) and urlsplit(location).password is not None
-    except ValueError:  # no URI, such as `http://[`; then its password, if it has one, is looked for by hand
-        return re.search(r"//[^/@]*:[^/@]+@", location) is not None
-
-
 def _from_home(path: str) -> Path:
     """The path, with `~` at its beginning replaced. `./~` is the folder of that name, as is `~x` where no user is x."""
     try:

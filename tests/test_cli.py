@@ -43,6 +43,12 @@ ANSWERS = {
     "train --config demo RUN.NAME=a/b": (2, "error: RUN.NAME 'a/b' has a /; a name is that of one folder: at most"),
     "sweep --config demo --sweep smoke RUN.NAME=..": (2, "error: RUN.NAME '..' begins with .; a name is that of one"),
     "train --config demo TRAIN.LR=.inf": (2, "TRAIN.LR: Input should be a finite number (got inf)"),
+    "train --config demo MLFLOW.TRACKING_URI=localhost:5000": (
+        2,
+        "has no scheme; http://localhost:5000 would be",
+    ),
+    "train --config demo HUB.REPO_ID=me/x/": (2, "HUB.REPO_ID 'me/x/': not a repository of the Hub: user/name"),
+    "fetch-lasot DATA.DOWNLOAD_FROM=hf://me/x": (2, "not a repository of the Hub: user/name"),
     "sweep --config demo --sweep smok": (2, "did you mean smoke? (the recipes: lr_asha, lr_seed, smoke)"),
     "sweep --config demo --sweep smoke HUB.REPO_ID=me/x": (2, "HUB.REPO_ID: trials are not uploaded"),
     "reproduce --config demo --resume-epoch 11": (2, "--resume-epoch 11: not one of 2 to TRAIN.EPOCH, 10"),

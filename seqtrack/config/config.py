@@ -14,8 +14,7 @@ from pydantic.fields import FieldInfo
 from seqtrack.config.runner import HubConfig, MlflowConfig, RunConfig
 from seqtrack.config.settings import DataConfig, ModelConfig, NoEffect, Section, TestConfig, TrainConfig
 from seqtrack.errors import InputError, did_you_mean
-from seqtrack.failures import without_passwords
-from seqtrack.locations import has_password
+from seqtrack.failures import holds_password, without_passwords
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -60,7 +59,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_secrets(self) -> Self:
         for key, value in self.flat().items():
-            if isinstance(value, str) and has_password(value):
+            if isinstance(value, str) and holds_password(value):
                 raise ValueError(
                     f"{key} holds a password, which would go into checkpoints, logs and MLflow; keep it in the "
                     "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_PASSWORD, or a whole "

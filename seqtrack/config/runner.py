@@ -51,6 +51,8 @@ class MlflowConfig(Section):
     """MLflow store. Unset: MLFLOW_TRACKING_URI, else a SQLite file beside the runs."""
     PATIENCE: NonNegativeFloat = 60.0
     """Seconds that a finished run waits for a store that does not accept its data."""
+    REQUIRED: bool = False
+    """Whether a run stops at its start if its store cannot be opened. false: it warns and trains anyway."""
 
 
 class HubConfig(Section):
