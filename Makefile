@@ -25,7 +25,7 @@ sweep: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(ARGS)
 
-## soak: what `make test` leaves out: the slow tests, and a hundred kills of trainings (most of an hour)
+## soak: what `make test` leaves out: the slow tests, and a hundred kills of trainings (an hour and a half)
 soak: $(VENV)/installed
 	$(BIN)/python -m pytest -m soak
 	$(BIN)/python -m benchmarks.kills --count 100

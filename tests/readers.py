@@ -102,7 +102,7 @@ def checkpoints(folder: Path) -> Reader:
         write_sum(path, name)
 
     originals = [
-        Original(SUMS_FILE, (path / SUMS_FILE).read_bytes(), (path / SUMS_FILE).write_bytes),
+        Original(SUMS_FILE, (path / SUMS_FILE).read_bytes(), partial(write, path / SUMS_FILE)),
         Original("meta.json", (path / "meta.json").read_bytes(), lambda content: place("meta.json", content)),
         Original("header", header, lambda content: place("model.safetensors", join_safetensors(content, data))),
     ]
@@ -163,7 +163,7 @@ def shards(folder: Path) -> Reader:
         Original("index", file.read_bytes(), partial(write, file)),
         Original("mark", table.schema.metadata[b"seqtrack"], place_mark),
         Original("numbers", content, place_numbers),
-        Original("shard", (folder / "packed" / shard).read_bytes(), (folder / "packed" / shard).write_bytes),
+        Original("shard", (folder / "packed" / shard).read_bytes(), partial(write, folder / "packed" / shard)),
     ]
 
     def read() -> None:
@@ -178,13 +178,13 @@ def shards(folder: Path) -> Reader:
     return Reader(originals, read, JSON_WORDS)
 
 
-def annotations(folder: Path) -> Reader:
+def lasot_annotations(folder: Path) -> Reader:
     """A LaSOT tree's text files."""
     root = synthetic(folder)
     files = sorted(Path(root.path).rglob("*.txt"))[:3]
     listed = folder / "split.txt"
     listed.write_text("\n".join(build_index(ALL, root).names))
-    originals = [Original(path.name, path.read_bytes(), path.write_bytes) for path in (*files, listed)]
+    originals = [Original(path.name, path.read_bytes(), partial(write, path)) for path in (*files, listed)]
 
     def read() -> None:
         for split in ("all", str(listed)):
@@ -204,7 +204,7 @@ def results(folder: Path) -> Reader:
     run.write(METRICS_FILE, "".join(json.dumps({"step": step, "time": 1.0, "loss": 0.5}) + "\n" for step in range(3)))
     files = [run.file(name) for name in ("config.yaml", MIRROR_FILE, METRICS_FILE)]
     files.append(sweep.child("trials").child("LR=1").file(TRIAL_FILE))
-    originals = [Original(Path(file).name, Path(file).read_bytes(), Path(file).write_bytes) for file in files]
+    originals = [Original(Path(file).name, Path(file).read_bytes(), partial(write, Path(file))) for file in files]
 
     def read() -> None:
         read_settings(run)
@@ -219,7 +219,7 @@ READERS: Mapping[str, Callable[[Path], Reader]] = {
     "weights": weights,
     "checkpoints": checkpoints,
     "shards": shards,
-    "annotations": annotations,
+    "annotations": lasot_annotations,
     "results": results,
 }
 """Name -> what makes the reader, with its valid files, in an empty folder."""

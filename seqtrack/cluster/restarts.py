@@ -10,6 +10,8 @@ from typing import Any
 
 from ray.train import UserCallback
 
+from seqtrack.failures import explain
+
 
 class RestartReport(UserCallback):
     """Reports each failure of a training: which worker, which error, how many failures so far."""
@@ -22,7 +24,6 @@ class RestartReport(UserCallback):
         self._failures += 1
         allowed = "any number of" if self._allowed < 0 else str(self._allowed)
         self._report(
-            f"Worker {rank} failed ({type(error).__name__}: {' '.join(str(error).split())}); "
-            f"failure {self._failures}, and RUN.MAX_FAILURES permits {allowed}"
+            f"Worker {rank} failed ({explain(error)}); failure {self._failures}, and RUN.MAX_FAILURES permits {allowed}"
             for rank, error in sorted(worker_exceptions.items())
         )

@@ -28,6 +28,7 @@ from seqtrack.config import (
     with_overrides,
 )
 from seqtrack.environment import command
+from seqtrack.locations import stem
 from seqtrack.runs.allowances import check_allowances
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def run(options: argparse.Namespace) -> int:
 
     from seqtrack.experiments.prepare import open_start
     from seqtrack.experiments.train import run_training
+    from seqtrack.runs.checkpoint import newest_checkpoint
+    from seqtrack.runs.folder import RunFolder
     from seqtrack.training.loop import HopelessError
     from seqtrack.training.trainer import explain_failure
 
@@ -81,9 +84,9 @@ def run(options: argparse.Namespace) -> int:
     try:
         outcome = run_training(config, start, options.allow_changed)
     except (HopelessError, TrainingFailedError) as error:
-        raise ProgramError(
-            f"training failed: {explain_failure(error)}\nTo go on from the newest checkpoint: {go_on}"
-        ) from error
+        newest = newest_checkpoint(RunFolder.of(config))
+        more = f"\nTo go on from {newest.name}: {go_on}" if newest is not None else ""
+        raise ProgramError(f"training failed: {explain_failure(error)}{more}") from error
     if outcome.stopped_by is not None:
         print_stopped(outcome, go_on)
         return 128 + outcome.stopped_by
@@ -92,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def settings_from_file(options: argparse.Namespace) -> Config:
-    config = named(load_config(options.config, overrides(options)), Path(options.config).stem)
+    config = named(load_config(options.config, overrides(options)), stem(options.config))
     check_supported(config)
     return config
 
@@ -112,11 +115,11 @@ def overrides(options: argparse.Namespace) -> list[str]:
     return [*options.overrides, f"RUN.WORKERS={most}", f"RUN.MIN_WORKERS={fewest or 'null'}"]
 
 
-def named(config: Config, stem: str) -> Config:
-    """With a RUN.NAME: the given one, else `stem` and the time."""
+def named(config: Config, beginning: str) -> Config:
+    """With a RUN.NAME: the given one, else `beginning` and the time."""
     if config.RUN.NAME is not None:
         return config
-    return config.with_settings({"RUN.NAME": f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"})
+    return config.with_settings({"RUN.NAME": f"{beginning}-{datetime.datetime.now():%Y%m%d-%H%M%S}"})
 
 
 def again(options: argparse.Namespace, config: Config) -> str:
@@ -155,7 +158,8 @@ def print_outcome(outcome: Outcome) -> None:
     if outcome.tracking_uri.startswith("http"):
         print(f"Look at the curves:   {outcome.tracking_uri.rstrip('/')}{RUNS_PAGE}")
     else:
-        print(f"Look at the curves:   {beside_python('mlflow')} ui --backend-store-uri {outcome.tracking_uri}")
+        ui = [beside_python("mlflow"), "ui", "--backend-store-uri", outcome.tracking_uri]
+        print(f"Look at the curves:   {shlex.join(ui)}")
         print(f"                      then open http://127.0.0.1:5000{RUNS_PAGE}")
 
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from seqtrack.config import Config
+from seqtrack.config import Config, DataConfig
+from seqtrack.data.storage import DataError, StoreError
 from seqtrack.data.triplets import TripletSource
 
 BLOCK_SAMPLES = 64
@@ -41,6 +42,9 @@ class HostBatch(NamedTuple):
     """(B, T + 1)."""
     problems: tuple[str, ...]
     """One line for each broken frame that was found."""
+    fault: str = ""
+    """Why there are no samples, if there are none: their data cannot be used, and will not be later. The arrays are
+    zeros then. The loop ends the training on all workers at once, which an error in one task would not do."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,14 @@ class Placement:
 
 
 def make_batches(triplets: TripletSource, plan: StreamPlan, steps: Iterable[int], rank: int) -> list[HostBatch]:
-    """This rank's batches of some steps. Raises DataError."""
+    """This rank's batches of some steps. Raises StoreError; other faults of the data are put into the batches."""
     numbers_of = {step: plan.sample_numbers(step, rank) for step in steps}
-    finished = iter(triplets.samples(np.concatenate(list(numbers_of.values())).tolist()))
+    try:
+        finished = iter(triplets.samples(np.concatenate(list(numbers_of.values())).tolist()))
+    except StoreError:
+        raise
+    except DataError as error:
+        return [_without_samples(triplets.settings, step, numbers, str(error)) for step, numbers in numbers_of.items()]
     batches = []
     for step, numbers in numbers_of.items():
         made = list(itertools.islice(finished, len(numbers)))
@@ -107,6 +116,20 @@ def make_batches(triplets: TripletSource, plan: StreamPlan, steps: Iterable[int]
             )
         )
     return batches
+
+
+def _without_samples(settings: DataConfig, step: int, numbers: NDArray[np.int64], fault: str) -> HostBatch:
+    count, templates = len(numbers), settings.TEMPLATE.NUMBER
+    return HostBatch(
+        step,
+        numbers,
+        np.zeros((count, templates, settings.TEMPLATE.SIZE, settings.TEMPLATE.SIZE, 3), np.uint8),
+        np.zeros((count, settings.SEARCH.SIZE, settings.SEARCH.SIZE, 3), np.uint8),
+        np.zeros((count, 4), np.float32),
+        np.zeros((count, templates + 1), np.float32),
+        (),
+        fault,
+    )
 
 
 def check_batch(batch: HostBatch, plan: StreamPlan, rank: int, step: int) -> None:

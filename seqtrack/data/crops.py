@@ -22,6 +22,20 @@ from seqtrack.data.sampling import Draws
 Box = NDArray[np.float32]
 
 
+MAX_CROP_SIDE = 32_767
+"""Largest side, in pixels, of a square that is cut out of a frame: beyond it OpenCV's resizing fails."""
+
+
+class HugeCrop(ValueError):
+    """A box asks for a crop that is larger than can be made."""
+
+    def __init__(self, frame: int, box_xywh: Box, side: int) -> None:
+        w, h = box_xywh[2:].tolist()
+        super().__init__(f"a box of {w:,.0f} × {h:,.0f} pixels asks for a crop of {side:,} pixels a side")
+        self.frame = frame
+        """Number of the frame, from 0."""
+
+
 class Region(NamedTuple):
     """A square of the frame in whole pixels. It may reach beyond the frame."""
 
@@ -102,7 +116,7 @@ def cut_sample(
     """Makes the sample that `draws` describes, or None if a crop would be smaller than a pixel.
 
     `boxes_xywh`: (F, 4) boxes of the drawn sequence. `open_frame(number)` opens frame `number`, from 0; its errors and
-    those of the frame are passed on.
+    those of the frame are passed on. Raises HugeCrop.
     """
     frames = len(draws.frames)
     sections: list[SearchConfig] = [settings.TEMPLATE] * (frames - 1) + [settings.SEARCH]
@@ -119,6 +133,8 @@ def cut_sample(
         region = crop_region(crop_box, section.FACTOR)
         if region.side < 1:
             return None
+        if region.side > MAX_CROP_SIDE:
+            raise HugeCrop(number, target, region.side)
         crop = crop_image(frame, region, section.SIZE, draws.joint_flip, draws.grayscale)
         box_xywh = box_in_crop(target, crop_box, region, section.SIZE)
         if draws.flips[position]:

@@ -1,7 +1,10 @@
-"""Decodes JPEG bytes to the pixels of a part of the picture.
+"""Decodes picture files to the pixels of a part of the picture.
 
-With nvidia-nvimgcodec only the part that is asked for is decoded; without it OpenCV decodes everything. Both give the
-same pixels (`tests/data/test_decoding.py`), so which one a machine has does not matter to a run.
+Which pixels a file stands for is decided once: those that OpenCV's `imread` shows in colour, as in published trackers.
+So a picture is turned as its EXIF orientation says, grey and palettes become RGB, 16 bits become 8, and alpha is left
+out, whatever the file is called. With nvidia-nvimgcodec only the part of a JPEG that is asked for is decoded. It gives
+the same pixels (`tests/data/test_decoding.py`), and OpenCV decodes the kinds for which it would not, so which library a
+machine has does not matter to a run.
 """
 
 from __future__ import annotations
@@ -17,14 +20,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from seqtrack.data.jpeg import START_OF_JPEG, JpegHeader, NotAPicture, check_complete, read_header
+from seqtrack.failures import explain
+
 Image = NDArray[np.uint8]
-START_OF_JPEG = b"\xff\xd8"
-END_OF_JPEG = b"\xff\xd9"
-
-
-def is_cut_off(data: bytes) -> bool:
-    """Whether these bytes begin like a JPEG but lack its end."""
-    return data.startswith(START_OF_JPEG) and END_OF_JPEG not in data[-256:]
 
 
 class BrokenFrame(Exception):
@@ -71,33 +70,71 @@ class FrameDecoder:
 
     def open(self, name: str, data: bytes) -> Frame:
         """Opens a frame; `name` is its name in errors. Raises BrokenFrame if the bytes are not a complete picture."""
-        if is_cut_off(data):  # decoders would accept its upper part
-            raise BrokenFrame(f"{name} cannot be read (the JPEG is cut off)")
-        if data.startswith(START_OF_JPEG) and self._library is not None:
-            return _RegionFrame(name, data, self._library, self._decoder)
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
-        if image is None:
-            raise BrokenFrame(f"{name} cannot be read (not a decodable image)")
-        return ArrayFrame(np.asarray(image, np.uint8))
+        header = None
+        if data.startswith(START_OF_JPEG):
+            try:
+                header = read_header(data)
+                check_complete(data, header)  # decoders would accept the upper part of a picture
+            except NotAPicture as error:
+                raise BrokenFrame(f"{name} cannot be read ({error})") from error
+        if header is not None and self._library is not None and _both_agree(header):
+            return _RegionFrame(name, data, header, self._library, self._decoder)
+        return ArrayFrame(_decode_whole(name, data))
 
 
 class _RegionFrame:
     """A JPEG that nvimgcodec decodes part by part."""
 
-    def __init__(self, name: str, data: bytes, library: Any, decoder: Any) -> None:
-        self._name, self._library, self._decoder = name, library, decoder
+    def __init__(self, name: str, data: bytes, header: JpegHeader, library: Any, decoder: Any) -> None:
+        self._name, self._data, self._library, self._decoder = name, data, library, decoder
+        self.width, self.height = header.width, header.height
+        if header.turned:
+            self.width, self.height = header.height, header.width
+        self._whole: Image | None = None
         try:
             self._stream = library.CodeStream(data)
-            self.width, self.height = self._stream.width, self._stream.height
-        except RuntimeError as error:
-            raise BrokenFrame(f"{name} cannot be read (not a decodable image)") from error
+        except RuntimeError:
+            self._stream = None
 
     def pixels(self, left: int, top: int, right: int, bottom: int) -> Image:
-        part = self._stream.get_sub_code_stream(region=self._library.Region(top, left, bottom, right))
-        decoded = self._decoder.decode(part)
-        if decoded is None:
-            raise BrokenFrame(f"{self._name} cannot be read (not a decodable image)")
-        return np.asarray(decoded.cpu())
+        if self._stream is not None:
+            part = self._stream.get_sub_code_stream(region=self._library.Region(top, left, bottom, right))
+            decoded = self._decoder.decode(part)
+            if decoded is not None:
+                return np.asarray(decoded.cpu())
+        if self._whole is None:  # OpenCV is more tolerant of odd files
+            self._whole = _decode_whole(self._name, self._data)
+        return self._whole[top:bottom, left:right]
+
+
+def _decode_whole(name: str, data: bytes) -> Image:
+    """(H, W, 3) RGB. Raises BrokenFrame."""
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    except cv2.error as error:
+        raise BrokenFrame(f"{name} cannot be read ({explain(error)})") from error
+    if image is None:
+        raise BrokenFrame(f"{name} cannot be read ({_what_it_is(data)})")
+    return np.asarray(image, np.uint8)
+
+
+def _both_agree(header: JpegHeader) -> bool:
+    """Whether nvimgcodec shows the pixels that OpenCV shows: not for CMYK, nor where the orientation is unclear."""
+    return header.precision == 8 and header.components in (1, 3) and header.orientation is not None
+
+
+def _what_it_is(data: bytes) -> str:
+    """What a file is that is no picture, by its first bytes."""
+    start = data[:256].lstrip().lower()
+    if not data:
+        return "the file is empty"
+    if not data.strip(b"\0"):
+        return "the file holds only zeros"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself: `git lfs pull` fetches it"
+    if start.startswith((b"<!doctype", b"<html")):
+        return "a web page, not a picture"
+    return "not a decodable image"
 
 
 def _import_nvimgcodec() -> Any:

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from seqtrack.config import DataConfig
-from seqtrack.data.datasets.index import MISSING, FrameIndex
+from seqtrack.data.datasets.index import FRAME_NAMES, MISSING, FrameIndex
 from seqtrack.data.datasets.lasot import select_sequences
-from seqtrack.data.decoding import is_cut_off
-from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, read_bytes
+from seqtrack.data.jpeg import is_cut_off
+from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, first_of, read_bytes
 from seqtrack.failures import explain
 from seqtrack.files import write_atomically
 
@@ -316,16 +316,21 @@ def _check_mark(schema: pa.Schema, name: str, index: FrameIndex | None) -> None:
 
 def _find_fault(table: pa.Table) -> str | None:
     """What is wrong with the content of `index.parquet`, or None."""
-    for name, kind in COLUMNS.items():
+    wanted = COLUMNS | ({FRAME_NAMES: pa.large_list(pa.string())} if FRAME_NAMES in table.column_names else {})
+    for name, kind in wanted.items():
         if name not in table.column_names or table.schema.field(name).type != kind:
             return f"it has no column {name} of {kind}"
     if len(table) == 0:
         return "it has no sequences"
-    columns = {name: table[name].combine_chunks() for name in COLUMNS}
+    columns = {name: table[name].combine_chunks() for name in wanted}
     inner = [column.values for column in columns.values() if pa.types.is_large_list(column.type)]
     if any(array.null_count for array in (*columns.values(), *inner)):
         return "it has gaps"
     frames = columns["visible"].value_lengths()
+    if FRAME_NAMES in columns:
+        named = columns[FRAME_NAMES].value_lengths()
+        if not all(count in (0, of) for count, of in zip(named.to_pylist(), frames.to_pylist(), strict=True)):
+            return f"{FRAME_NAMES} and visible are of different lengths"
     for name in ("boxes_xywh", "frame_start", "frame_size"):
         if columns[name].value_lengths() != frames:
             return f"{name} and visible are of different lengths"
@@ -338,8 +343,3 @@ def _find_fault(table: pa.Table) -> str | None:
     if any(not path.startswith(f"{FOLDER}/") or ".." in path.split("/") for path in shards):
         return f"a shard lies outside of {FOLDER}"
     return None
-
-
-def first_of(paths: Sequence[str]) -> str:
-    """Lists the first few of these paths, for an error message."""
-    return "the first: " + ", ".join(paths[:5]) + (" …" if len(paths) > 5 else "")

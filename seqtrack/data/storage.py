@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 from pyarrow import fs
 
 from seqtrack.errors import InputError
-from seqtrack.locations import absolute
+from seqtrack.failures import explain
+from seqtrack.locations import filesystem_at
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,14 @@ LONGEST_PAUSE = 15.0
 
 class DataError(InputError):
     """Data that cannot be used. The message names the file, the line where there is one, and what is wrong."""
+
+
+class StoreError(DataError):
+    """An object store does not deliver. Unlike other faults of data, this one may pass by itself."""
+
+
+class NoSuchFolder(DataError):
+    """A folder that is not there."""
 
 
 class Root(NamedTuple):
@@ -42,13 +53,50 @@ class Root(NamedTuple):
 def open_root(root: str) -> Root:
     """Resolves a folder or URI. Raises DataError if nothing is there."""
     try:
-        filesystem, path = fs.FileSystem.from_uri(absolute(root))
+        filesystem, path = filesystem_at(root)
         found = filesystem.get_file_info(path).type
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"DATA.ROOT {root}: cannot be reached ({error})") from error
     if found != fs.FileType.Directory:
         raise DataError(f"DATA.ROOT {root}: no such folder")
     return Root(filesystem, path)
+
+
+class Entry(NamedTuple):
+    """What a folder holds."""
+
+    name: str
+    path: str
+    kind: Literal["file", "folder", "nothing"]
+    """`nothing`: a link to something that is not there."""
+
+
+def list_folder(root: Root, path: str) -> list[Entry]:
+    """What is in a folder of the root's filesystem, hidden files left out. Raises NoSuchFolder or another DataError.
+
+    On a disk, no more is asked than the names: pyarrow would ask for the size of each file, and leaves out links to
+    nothing without a word.
+    """
+    try:
+        if root.local:
+            with os.scandir(path) as found:
+                entries = [Entry(one.name, one.path, _kind(one)) for one in found]
+        else:
+            infos = root.filesystem.get_file_info(fs.FileSelector(path))
+            kinds: dict[fs.FileType, Literal["file", "folder"]]
+            kinds = {fs.FileType.File: "file", fs.FileType.Directory: "folder"}
+            entries = [Entry(info.base_name, info.path, kinds[info.type]) for info in infos if info.type in kinds]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NoSuchFolder(f"{path}: no such folder") from error
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read ({explain(error)})") from error
+    return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["file", "folder", "nothing"]:
+    if entry.is_dir():
+        return "folder"
+    return "nothing" if entry.is_symlink() and not Path(entry.path).exists() else "file"
 
 
 def read_bytes(root: Root, path: str) -> bytes:
@@ -91,7 +139,8 @@ class SpanReader:
         try:
             content = _patiently(read, self._root, span.path)
         except OSError as error:
-            raise DataError(f"{name}: cannot be read ({error})") from error
+            kind = DataError if self._root.local else StoreError
+            raise kind(f"{name}: cannot be read ({error})") from error
         if len(content) < span.size:
             raise DataError(f"{name}: is cut off before byte {span.start + span.size}")
         return content
@@ -111,3 +160,8 @@ def _patiently(read: Callable[[], bytes], root: Root, path: str) -> bytes:
             logger.warning("%s/%s: %s; it is read again in %g s", root.path, path, error, pause)
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Lists the first few of these names, for an error message."""
+    return "the first: " + ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

@@ -182,4 +182,5 @@ def _split_block(block: dict[str, NDArray[Any]]) -> Iterator[HostBatch]:
         values = {field: block[field][row] for field in HostBatch._fields}
         values["step"] = int(values["step"])
         values["problems"] = tuple(str(values["problems"]).splitlines())
+        values["fault"] = str(values["fault"])
         yield HostBatch(**values)

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.config import Config, DataConfig
-from seqtrack.data.crops import Sample, cut_sample
+from seqtrack.data.crops import HugeCrop, Sample, cut_sample
 from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.decoding import BrokenFrame, Frame, FrameDecoder
 from seqtrack.data.sampling import draw_sample, usable_sequences
-from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, SpanReader, read_bytes
+from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, SpanReader, StoreError, read_bytes
 
 MAX_ATTEMPTS = 100
 
@@ -54,8 +54,8 @@ class TripletSource:
     def sample(self, number: int, ahead: Mapping[str, bytes] = MappingProxyType({})) -> tuple[Sample, list[str]]:
         """Sample `number` (from 0, over the whole run), and one line for each broken frame met on the way.
 
-        `ahead`: path -> bytes of frames already read. Raises DataError after 100 draws without a valid sample, and if
-        an object store does not deliver a frame, because substituting a frame would change the run.
+        `ahead`: path -> bytes of frames already read. Raises DataError after 100 draws without a valid sample, and
+        StoreError if an object store does not deliver a frame, because substituting a frame would change the run.
         """
         problems: list[str] = []
         for attempt in range(MAX_ATTEMPTS):
@@ -65,6 +65,9 @@ class TripletSource:
                 sample = cut_sample(draws, boxes, partial(self._open_frame, draws.sequence, ahead), self.settings)
             except BrokenFrame as problem:
                 problems.append(str(problem))
+                continue
+            except HugeCrop as problem:
+                problems.append(f"{self.index.frame_path(draws.sequence, problem.frame)}: {problem}")
                 continue
             if sample is not None:
                 return sample, problems
@@ -89,7 +92,7 @@ class TripletSource:
         except OSError as error:
             if self.root.local:
                 raise BrokenFrame(f"{name} cannot be read ({error})") from error
-            raise DataError(f"{self.root.path}/{name}: cannot be read ({error})") from error
+            raise StoreError(f"{self.root.path}/{name}: cannot be read ({error})") from error
 
     def _read_ahead(self, numbers: Sequence[int]) -> dict[str, bytes]:
         """Path -> bytes of the frames in each sample's first draw. Missing frames are left out."""

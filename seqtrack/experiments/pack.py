@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import ray
-from pyarrow import fs
 from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
 from seqtrack.cluster.connect import join_cluster
 from seqtrack.config import Config
 from seqtrack.data.datasets.index import FrameIndex
-from seqtrack.data.datasets.lasot import build_index
-from seqtrack.data.open import check_frames_exist, open_index
+from seqtrack.data.open import open_index
 from seqtrack.data.packed import PackedShard, check_done, is_packed, pack_shard, plan_shards, write_index
 from seqtrack.data.storage import DataError, Root, open_root
 from seqtrack.experiments.prepare import settle_paths
-from seqtrack.locations import lasting
+from seqtrack.locations import filesystem_at, lasting
 
 
 def pack(config: Config, target: str, allow_missing: bool = False, say: Callable[[str], None] = print) -> None:
@@ -30,15 +28,15 @@ def pack(config: Config, target: str, allow_missing: bool = False, say: Callable
     tree = open_root(str(config.DATA.ROOT))
     if is_packed(tree):
         raise DataError(f"DATA.ROOT {config.DATA.ROOT}: is packed already")
-    packed = Root(*fs.FileSystem.from_uri(target))
-    index = build_index(config.DATA, tree)
+    packed = Root(*filesystem_at(target))
+    settings = config.DATA.model_copy(update={"ON_MISMATCH": "redraw"}) if allow_missing else config.DATA
+    index = open_index(settings, tree, say)
     if not check_done(index, packed):
-        check_frames_exist(index, tree)
         plan = plan_shards(index)
         say(f"{len(index.names)} sequences, {index.num_frames} frames, {len(plan)} files")
         join_cluster()
         write_index(index, packed, plan, pack_shards(index, tree, packed, plan, allow_missing))
-    check_frames_exist(open_index(config.DATA, packed), packed)  # a folder of this machine is not another node's
+    open_index(config.DATA, packed)  # a folder of this machine is not another node's
     say(f"Ready: DATA.ROOT={target}")
 
 

@@ -235,8 +235,7 @@ def _pretrained_encoder(config: Config) -> tuple[str, str]:
     try:
         return hf_hub_download(repository, MODEL_FILE), f"{repository} on the Hub"
     except Exception as error:  # network, Hub or disk: none may lead to random weights
-        cause = error.__cause__ or error
-        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+        reason = explain(error.__cause__ or error)
         raise WeightsError(
             f"{setting}: {repository} cannot be had from the Hub ({reason}). Two ways out: a network (HF_ENDPOINT "
             "names a mirror), or a local file of timm's or the MAE authors' weights, MODEL.ENCODER.PRETRAIN_FILE=FILE"

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,7 @@ from seqtrack.training.state import TrainState, generator_states
 from seqtrack.training.step import Backward, Batch, Objective, train_step
 
 logger = logging.getLogger("seqtrack.training")
+Told = TypeVar("Told")
 
 MAX_BROKEN_SHARE = 0.01
 SHOWN_PROBLEMS = 20
@@ -42,7 +43,7 @@ class HopelessError(RuntimeError):
 
 
 class BrokenDataError(HopelessError):
-    """Too many frames of an epoch cannot be read."""
+    """Too many frames of an epoch cannot be read, or samples cannot be made at all."""
 
 
 class DivergedError(HopelessError):
@@ -114,6 +115,7 @@ class TrainingLoop:
         self.agreement = Agreement(world_size)
         self.asked_at = surroundings.clock()
         self.preempted = False
+        self.fault = ""  # why this rank has no samples
         self.problems: list[str] = []  # this rank's broken frames since the last interval
         self.broken: list[str] = []  # all ranks' broken frames in this epoch
         self.unread: list[Tensor] = []  # metrics of the last steps, still on the device
@@ -131,6 +133,7 @@ class TrainingLoop:
             waited = clock() - waits_since
             check_batch(batch, self.plan, self.rank, state.step)
             self.problems.extend(batch.problems)
+            self.fault = self.fault or batch.fault
             on_device = self._to_device(batch)
             self.unread.append(train_step(self.model, state.optimizer, on_device, self.objective, self.backward))
             state.step += 1
@@ -189,11 +192,14 @@ class TrainingLoop:
     def _read_meters(self) -> None:
         """Copies the metrics of the last steps to the host, once for many steps, and averages them over all workers."""
         metrics = torch.stack(self.unread).double()
-        problems = torch.tensor([float(len(self.problems))], device=self.device)
+        found = torch.tensor([float(len(self.problems)), float(bool(self.fault))], device=self.device)
         if self.world_size > 1:
             dist.all_reduce(metrics)
-            dist.all_reduce(problems)
+            dist.all_reduce(found)
             metrics /= self.world_size
+        problems, faults = found.tolist()
+        if faults:  # before anything is written: the last steps were made of nothing
+            raise BrokenDataError("; ".join(sorted(set(filter(None, self._everyones(self.fault))))))
         learning_rate = self.state.optimizer.param_groups[0]["lr"]
         first_step = self.state.step - len(self.unread) + 1
         for step, (loss, iou, grad_norm) in enumerate(metrics.tolist(), start=first_step):
@@ -206,7 +212,7 @@ class TrainingLoop:
             self.state.metrics.append((loss, iou, grad_norm, learning_rate))
         self.unread.clear()
         self._compare_weights()
-        if problems.item():
+        if problems:
             self._handle_broken_frames()
 
     def _compare_weights(self) -> None:
@@ -218,11 +224,7 @@ class TrainingLoop:
             )
 
     def _handle_broken_frames(self) -> None:
-        everyones: list[list[str]] = [self.problems]
-        if self.world_size > 1:
-            everyones = [[] for _ in range(self.world_size)]
-            dist.all_gather_object(everyones, self.problems)
-        for problem in itertools.chain(*everyones):
+        for problem in itertools.chain(*self._everyones(self.problems)):
             logger.warning("%s; the sample is drawn again", problem)
             self.broken.append(problem)
             self.state.meter.broken_frames += 1
@@ -236,6 +238,13 @@ class TrainingLoop:
                 + "; ".join(f"{problem} ({times}×)" for problem, times in listed)
                 + ("; …" if len(set(self.broken)) > SHOWN_PROBLEMS else "")
             )
+
+    def _everyones(self, own: Told) -> list[Told]:
+        """What all ranks tell each other."""
+        told = [own] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(told, own)
+        return told
 
     def _log_interval(self) -> dict[str, float]:
         """Writes the log line; returns the record for `metrics.jsonl`: averages since the epoch began, and rates."""

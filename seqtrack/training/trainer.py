@@ -25,6 +25,7 @@ from seqtrack.data.open import Data
 from seqtrack.data.stream import StreamSource
 from seqtrack.data.triplets import TripletSource
 from seqtrack.environment import code_revision
+from seqtrack.failures import explain
 from seqtrack.model.weights import Weights
 from seqtrack.runs.checkpoint import StoredCheckpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder
@@ -135,6 +136,6 @@ def forget_wrong_list(run: RunFolder) -> None:
 
 
 def explain_failure(error: Exception) -> str:
-    """The workers' own errors, without the layers that carried them here."""
-    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    return "\n".join(sorted({str(failure) for failure in failures.values()})) or str(error)
+    """The workers' own errors, each in a line, without the layers that carried them here."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else [error]
+    return "\n".join(sorted({explain(failure) for failure in failures})) or explain(error)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,24 @@ def test_a_tree_without_any_frame_ends_with_an_error(tiny_settings: dict[str, An
     tiny_settings["DATA"]["ROOT"] = str(broken_root)
     with pytest.raises(DataError, match=r"sample 5: no valid draw in 100 attempts; broken frames: .*is missing"):
         source_of(parse_config(tiny_settings, "tiny")).sample(5)
+
+
+def test_a_box_too_large_to_be_cut_out_is_named_with_its_frame_and_the_sample_drawn_again(
+    tiny_settings: dict[str, Any], lasot_root: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(lasot_root, tmp_path / "tree")
+    for file in root.glob("coin/*/groundtruth.txt"):
+        lines = file.read_text().splitlines()
+        file.write_text("\n".join(["1,1,16000,15000", *lines[1:]]))
+    tiny_settings["DATA"]["ROOT"] = str(root)
+    source = source_of(parse_config(tiny_settings, "tiny"))
+    problems = [problem for number in range(40) for problem in source.sample(number)[1]]
+    assert problems
+    for problem in problems:
+        assert re.fullmatch(
+            r"coin/coin-\d/img/00000001.jpg: a box of 16,000 × 15,000 pixels asks for a crop of [\d,]+ pixels a side",
+            problem,
+        )
 
 
 def test_a_tree_without_a_usable_sequence_is_refused(tiny_config: Config) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seqtrack.training.loop import DivergedError
+from seqtrack.data.batches import HostBatch, StreamPlan, make_batches
+from seqtrack.data.open import open_data
+from seqtrack.data.triplets import TripletSource
+from seqtrack.training.loop import BrokenDataError, DivergedError
 from seqtrack.training.state import TrainState
 from tests.training.loops import checkpoint_of, named, train
 
@@ -21,7 +25,7 @@ LONG = {"DATA.TRAIN.SAMPLE_PER_EPOCH": 2400, "TRAIN.EPOCH": 1, "TRAIN.CHECKPOINT
 
 
 def run(rank: int, world_size: int, settings: dict[str, Any]) -> None:
-    """Trains `pair`, and `pair-from-…` from its checkpoints; `plain-2` and `plain-1-to-2`; `faulty`."""
+    """Trains `pair`, and `pair-from-…` from its checkpoints; `plain-2` and `plain-1-to-2`; `faulty` and `lacking`."""
     whole = named(settings, "pair")
     train(whole, None, rank, world_size)
     for start in STARTS:
@@ -39,6 +43,18 @@ def run(rank: int, world_size: int, settings: dict[str, Any]) -> None:
         train(faulty, None, rank, world_size, before=flip_a_bit)
     except DivergedError as error:
         Path(settings["RUN"]["STORAGE_PATH"], f"faulty-{rank}.json").write_text(json.dumps(str(error)))
+
+    def lack_samples() -> Generator[HostBatch, None, None]:
+        data = open_data(lacking)
+        triplets, plan = TripletSource.from_config(lacking, data.index, data.root), StreamPlan.from_config(lacking, 2)
+        for batch in make_batches(triplets, plan, range(lacking.total_steps), rank):
+            yield batch._replace(fault="sample 12: no valid draw" if (batch.step, rank) == (3, 1) else "")
+
+    lacking = named(settings, "lacking")
+    try:
+        train(lacking, None, rank, world_size, batches=lack_samples())
+    except BrokenDataError as error:
+        Path(settings["RUN"]["STORAGE_PATH"], f"lacking-{rank}.json").write_text(json.dumps(str(error)))
 
 
 def run_long(rank: int, world_size: int, settings: dict[str, Any]) -> None:

@@ -172,6 +172,35 @@ def test_batches_of_another_step_are_refused(tiny_config: Config) -> None:
         train(tiny_config, batches=skipping())
 
 
+def test_samples_that_cannot_be_made_end_the_run_before_anything_is_written(
+    tiny_settings: dict[str, Any], lasot_root: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(lasot_root, tmp_path / "tree")
+    tiny_settings["DATA"]["ROOT"] = str(root)
+    config = parse_config(tiny_settings, "tiny")
+    data = open_data(config)
+    triplets = TripletSource.from_config(config, data.index, data.root)
+
+    def batches() -> Generator[HostBatch, None, None]:
+        for step in range(config.total_steps):
+            if step == 8:
+                shutil.rmtree(root)
+            yield from make_batches(triplets, StreamPlan.from_config(config, 1), [step], 0)
+
+    with pytest.raises(
+        BrokenDataError, match=r"sample \d+: no valid draw in 100 attempts; broken frames: .*is missing"
+    ):
+        train(config, batches=batches())
+    assert [path.name for path in (tmp_path / "runs/tiny").glob("checkpoint*")] == ["checkpoint_epoch_0001"]
+    assert [record["step"] for record in records(tmp_path / "runs/tiny")] == [2, 4, 6, 8]
+
+
+def test_samples_that_one_of_two_workers_lacks_end_both(together: Path) -> None:
+    said = {json.loads((together / f"lacking-{rank}.json").read_text()) for rank in range(2)}
+    assert said == {"sample 12: no valid draw"}
+    assert not list((together / "lacking").glob("checkpoint*"))
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tiny_config: Config, tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"step \d+ : loss \S+, gradient norm \S+, learning rate 1e\+30; the check"):
         train(tiny_config.with_settings({"TRAIN.LR": 1e30}))
@@ -213,7 +242,7 @@ def frame_drawn_rarely(config: Config, samples: int) -> tuple[str, int]:
 def test_a_few_broken_frames_are_named_and_replaced(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
     root = tmp_path / "tree"
     write_synthetic(root, SyntheticConfig(SEQUENCES=4, FRAMES=100, HEIGHT=64, WIDTH=64))
-    tiny_settings["DATA"]["ROOT"] = str(root)
+    tiny_settings["DATA"] |= {"ROOT": str(root), "ON_MISMATCH": "redraw"}
     tiny_settings["DATA"]["TRAIN"]["SAMPLE_PER_EPOCH"] = 400
     tiny_settings["TRAIN"] |= {"EPOCH": 1, "BATCH_SIZE": 20, "PRINT_INTERVAL": 100}
     config = parse_config(tiny_settings, "tiny")

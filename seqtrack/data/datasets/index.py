@@ -13,8 +13,14 @@ from numpy.typing import NDArray
 
 from seqtrack.data.storage import Span
 
+FRAME_NAMES = "frame_names"
 MISSING = -1
 """`frame_size` of a frame that does not exist."""
+
+
+def default_name(frame: int) -> str:
+    """LaSOT's name for a frame (from 0)."""
+    return f"{frame + 1:08d}.jpg"
 
 
 @dataclass(frozen=True)
@@ -22,8 +28,10 @@ class FrameIndex:
     """Boxes and visibility of every frame of every sequence, as one Arrow table with a row per sequence.
 
     Columns: `class`, `sequence` (names), `boxes_xywh` (list of 4 × float32), `visible` (list of uint8: not fully
-    occluded, not out of view, width and height > 0). The index of a packed tree has three more (`packed.py`): `shard`,
-    and `frame_start` and `frame_size` (lists of int64 and int32). Arrays below are views of the table, not copies.
+    occluded, not out of view, finite, width and height > 0). Where frames do not have LaSOT's names, there is also
+    `frame_names` (list of strings, empty for a sequence whose frames have them). The index of a packed tree has three
+    more (`packed.py`): `shard`, and `frame_start` and `frame_size` (lists of int64 and int32). Arrays below are views
+    of the table, not copies.
     """
 
     table: pa.Table
@@ -65,7 +73,11 @@ class FrameIndex:
 
     def frame_path(self, row: int, frame: int) -> str:
         """Path of a frame (from 0) below the root."""
-        return f"{self.classes[row]}/{self.names[row]}/img/{frame + 1:08d}.jpg"
+        own = self._own_names
+        name = default_name(frame)
+        if own is not None and own.offsets[row] != own.offsets[row + 1]:
+            name = own.values[own.offsets[row].as_py() + frame].as_py()
+        return f"{self.classes[row]}/{self.names[row]}/img/{name}"
 
     @property
     def packed(self) -> bool:
@@ -89,10 +101,15 @@ class FrameIndex:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names, boxes and visibility. It does not depend on where the annotations are stored."""
+        """SHA-256 over names, boxes and visibility, and over the names of frames that are not LaSOT's.
+
+        It does not depend on where the annotations are stored.
+        """
         digest = hashlib.sha256("\n".join(self.names).encode())
         for array in (self.offsets, self._boxes, self._visible):
             digest.update(np.ascontiguousarray(array).data)
+        if self._own_names is not None:
+            digest.update("\n".join([*map(str, self._own_names.offsets), *map(str, self._own_names.values)]).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -109,6 +126,12 @@ class FrameIndex:
             "classes": classes,
             "fingerprint": self.fingerprint,
         }
+
+    @cached_property
+    def _own_names(self) -> pa.LargeListArray | None:
+        """Names of frames that are not LaSOT's, or None if there are none."""
+        names = self.table[FRAME_NAMES].chunk(0) if FRAME_NAMES in self.table.column_names else None
+        return names if names is not None and len(names.values) else None
 
     @cached_property
     def _boxes(self) -> NDArray[np.float32]:

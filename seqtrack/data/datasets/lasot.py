@@ -7,34 +7,49 @@ read one by one when a sample needs them.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import fs
 
 from seqtrack.config import DataConfig
+from seqtrack.data.datasets.annotations import FaultyText, decode_text, parse_boxes, parse_flags
 from seqtrack.data.datasets.index import FrameIndex
-from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, read_bytes
+from seqtrack.data.datasets.layout import explain_root, explain_sequence, folders
+from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, first_of, read_bytes
 from seqtrack.errors import did_you_mean
+from seqtrack.files import is_file
 
 BENCHMARK_SPLITS = ("lasot_train", "lasot_test")
+FLAGS = ("full_occlusion", "out_of_view")
+Numbers = TypeVar("Numbers", NDArray[np.float32], NDArray[np.uint8])
 
 
-def build_index(settings: DataConfig, root: Root) -> FrameIndex:
-    """Reads the annotations of all sequences of SPLIT and CLASSES. Raises DataError at the first fault."""
+def build_index(settings: DataConfig, root: Root, note: Callable[[str], None] = lambda line: None) -> FrameIndex:
+    """Reads the annotations of all sequences of SPLIT and CLASSES. Raises DataError at the first fault.
+
+    Where SPLIT is not one of the benchmark's own, the files of flags may be missing; `note` gets a line about it.
+    """
     sequences = select_sequences(settings, root, partial(_sequences_on_disk, root))
+    read = partial(_read_sequence, root, settings.SPLIT not in BENCHMARK_SPLITS)
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        annotations = list(pool.map(lambda name: _read_sequence(root, name), sequences))
-    boxes = np.concatenate([boxes for boxes, _ in annotations])
-    visible = np.concatenate([visible for _, visible in annotations])
-    offsets = np.cumsum([0] + [len(visible) for _, visible in annotations], dtype=np.int64)
+        annotations = list(pool.map(read, sequences))
+    for kind in FLAGS:
+        without = [name for name, (*_, lacking) in zip(sequences, annotations, strict=True) if kind in lacking]
+        if without:
+            note(
+                f"{len(without)} of {len(sequences)} sequences have no {kind}.txt; their targets count as visible in "
+                f"every frame that has a box, {first_of(without)}"
+            )
+    boxes = np.concatenate([boxes for boxes, *_ in annotations])
+    visible = np.concatenate([visible for _, visible, _ in annotations])
+    offsets = np.cumsum([0] + [len(visible) for _, visible, _ in annotations], dtype=np.int64)
     return FrameIndex(
         pa.table(
             {
@@ -65,29 +80,26 @@ def select_sequences(settings: DataConfig, root: Root, find: Callable[[Collectio
             hint = did_you_mean(wanted, known) or f"; found there: {', '.join(known[:8]) or 'none'}"
             raise DataError(
                 f"DATA.TRAIN.CLASSES: class {wanted} has no sequence in {root.path} (split {settings.SPLIT}){hint}"
+                f"{explain_root(root)}"
             )
     missing = sorted(set(names) - set(there), key=_natural_key)
     if missing:
         raise DataError(
             f"{root.path}: {len(missing)} of {len(names)} sequences of split {settings.SPLIT} are missing, "
             f"the first: {', '.join(missing[:5])} (DATA.SPLIT=all takes what is there)"
+            f"{explain_root(root)}"
         )
     if not names:
-        raise DataError(f"{root.path}: no sequence (expected <class>/<class>-<n>/groundtruth.txt)")
+        raise DataError(f"{root.path}: no sequence (expected <class>/<class>-<n>/groundtruth.txt){explain_root(root)}")
     return sorted(names, key=_natural_key)
 
 
 def _sequences_on_disk(root: Root, classes: Collection[str]) -> list[str]:
-    """Names of the sequences of these classes, or of all if none is given."""
-    wanted = set(classes)
+    """Names of the sequences of these classes, or of all if none is given. Raises DataError for links to nothing."""
     names = []
-    for class_info in root.filesystem.get_file_info(fs.FileSelector(root.path)):
-        class_name = class_info.base_name
-        if class_info.type != fs.FileType.Directory or (wanted and class_name not in wanted):
-            continue
-        for info in root.filesystem.get_file_info(fs.FileSelector(class_info.path)):
-            if info.type == fs.FileType.Directory and _class_of(info.base_name) == class_name:
-                names.append(info.base_name)
+    for class_name, path in folders(root, root.path):
+        if not classes or class_name in classes:
+            names += [name for name, _ in folders(root, path) if _class_of(name) == class_name]
     return names
 
 
@@ -96,71 +108,45 @@ def _read_split(split: str) -> list[str]:
         text = (resources.files("seqtrack.data.datasets") / "splits" / f"{split}.txt").read_text()
     else:
         try:
-            text = Path(split).read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            text = decode_text(Path(split).read_bytes())
+        except (OSError, FaultyText) as error:
             names = ", ".join((*BENCHMARK_SPLITS, "all"))
             raise DataError(f"DATA.SPLIT {split}: neither one of {names} nor a readable file ({error})") from error
-    names_in_file = [line.strip() for line in text.splitlines() if line.strip()]
+    names_in_file = [line.strip(" \t,") for line in text.splitlines() if line.strip(" \t,")]
     duplicates = {name for name in names_in_file if names_in_file.count(name) > 1}
     if duplicates:
         raise DataError(f"DATA.SPLIT {split}: {', '.join(sorted(duplicates))} named more than once")
     return names_in_file
 
 
-def _read_sequence(root: Root, name: str) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """((F, 4) boxes_xywh, (F,) visible) of one sequence."""
+def _read_sequence(
+    root: Root, may_lack_flags: bool, name: str
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], list[str]]:
+    """((F, 4) boxes_xywh, (F,) visible, names of the files of flags that are not there) of one sequence."""
     folder = f"{_class_of(name)}/{name}"
-    boxes = _read_numbers(root, f"{folder}/groundtruth.txt", columns=4)
-    flags = {}
-    for kind in ("full_occlusion", "out_of_view"):
+    boxes = _read(root, f"{folder}/groundtruth.txt", parse_boxes)
+    visible = np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > 0) & (boxes[:, 3] > 0)  # NaN: the target is absent
+    lacking = []
+    for kind in FLAGS:
         path = f"{folder}/{kind}.txt"
-        flags[kind] = _read_numbers(root, path, columns=None).reshape(-1)
-        wrong = np.flatnonzero((flags[kind] != 0) & (flags[kind] != 1))
-        if len(wrong):
-            raise DataError(f"{root.path}/{path}: entry {wrong[0] + 1} is {flags[kind][wrong[0]]:g}, not 0 or 1")
-        if len(flags[kind]) != len(boxes):
-            raise DataError(
-                f"{root.path}/{path}: {len(flags[kind])} flags for the {len(boxes)} boxes of groundtruth.txt"
-            )
-    has_area = (boxes[:, 2] > 0) & (boxes[:, 3] > 0)  # false for NaN, which some sets write for an absent target
-    visible = has_area & (flags["full_occlusion"] == 0) & (flags["out_of_view"] == 0)
-    return boxes, visible.astype(np.uint8)
+        if may_lack_flags and not is_file(root.filesystem, f"{root.path}/{path}"):
+            lacking.append(kind)
+            continue
+        flags = _read(root, path, parse_flags)
+        if len(flags) != len(boxes):
+            raise DataError(f"{root.path}/{path}: {len(flags)} flags for the {len(boxes)} boxes of groundtruth.txt")
+        visible &= flags == 0
+    return boxes, visible.astype(np.uint8), lacking
 
 
-def _read_numbers(root: Root, path: str, columns: int | None) -> NDArray[np.float32]:
-    """Comma-separated numbers as a 2-D float32 array; with `columns`, each line must have that many."""
+def _read(root: Root, path: str, parse: Callable[[bytes], Numbers]) -> Numbers:
     try:
-        text = read_bytes(root, path).decode().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{root.path}/{path}: cannot be read ({error})") from error
-    if not text:
-        raise DataError(f"{root.path}/{path}: is empty")
-    try:
-        numbers = np.loadtxt(io.StringIO(text), delimiter=",", dtype=np.float32, ndmin=2, comments=None)
-    except ValueError:
-        raise DataError(f"{root.path}/{path}: {_find_fault(text, columns)}") from None
-    lines = text.count("\n") + 1
-    if (columns is not None and numbers.shape[1] != columns) or len(numbers) != lines or np.isinf(numbers).any():
-        raise DataError(f"{root.path}/{path}: {_find_fault(text, columns)}")
-    return numbers
-
-
-def _find_fault(text: str, columns: int | None) -> str:
-    """Says which line cannot be read, and why. Slow, so it is called only for the error message."""
-    width = columns
-    for line_number, line in enumerate(text.split("\n"), start=1):
-        fields = line.split(",")
-        width = width or len(fields)
-        if len(fields) != width:
-            return f"line {line_number} has {len(fields)} numbers, not {width}: {line.strip()[:60]!r}"
-        for field in fields:
-            try:
-                value = float(field)
-            except ValueError:
-                return f"line {line_number}: {field.strip()[:40]!r} is not a number"
-            if np.isinf(value):
-                return f"line {line_number}: {field.strip()} is not a finite number"
-    return "cannot be read as comma-separated numbers"
+        return parse(read_bytes(root, path))
+    except OSError as error:
+        hint = explain_sequence(root, path.rpartition("/")[0]) if isinstance(error, FileNotFoundError) else ""
+        raise DataError(f"{root.path}/{path}: cannot be read ({error}){hint}") from error
+    except FaultyText as fault:
+        raise DataError(f"{root.path}/{path}: {fault}") from fault
 
 
 def _class_of(sequence: str) -> str:

@@ -107,7 +107,7 @@ def test_an_index_survives_pickling(write_sequence: Write) -> None:
         ({"groundtruth": "1,2,3,4\n1,2,x,4\n1,2,3,4"}, "groundtruth.txt: line 2: 'x' is not a number"),
         ({"groundtruth": "1,2,3,4\n1,2,3\n1,2,3,4"}, "groundtruth.txt: line 2 has 3 numbers, not 4: '1,2,3'"),
         ({"groundtruth": "1,2,3\n" * 3}, "groundtruth.txt: line 1 has 3 numbers, not 4"),
-        ({"groundtruth": "1,2,3,4\n\n1,2,3,4"}, "groundtruth.txt: line 2 has 1 numbers, not 4: ''"),
+        ({"groundtruth": "1,2,3,4\n\n1,2,3,4"}, "groundtruth.txt: line 2 is blank, and others follow"),
         ({"groundtruth": "1,2,3,4\n1,2,inf,4\n1,2,3,4"}, "groundtruth.txt: line 2: inf is not a finite number"),
         ({"groundtruth": ""}, "groundtruth.txt: is empty"),
         ({"out_of_view": "0,0"}, "out_of_view.txt: 2 flags for the 3 boxes of groundtruth.txt"),
@@ -125,9 +125,96 @@ def test_a_broken_annotation_is_named_with_file_and_line(
 
 def test_a_missing_annotation_file_is_named(write_sequence: Write) -> None:
     root = write_sequence("coin-1")
-    (root / "coin/coin-1/out_of_view.txt").unlink()
-    with pytest.raises(DataError, match=r"coin-1/out_of_view\.txt: cannot be read"):
+    (root / "coin/coin-1/groundtruth.txt").unlink()
+    with pytest.raises(DataError, match=r"coin-1/groundtruth\.txt: cannot be read"):
         index_of(root)
+
+
+def test_ones_own_data_need_no_flags_and_a_line_says_how_they_are_taken(write_sequence: Write) -> None:
+    write_sequence("coin-1")
+    root = write_sequence("coin-2", 3, groundtruth="1,2,3,4\n0,0,0,0\n1,2,3,4\n", full_occlusion="1,0,0")
+    (root / "coin/coin-2/out_of_view.txt").unlink()
+    notes: list[str] = []
+    settings = Config().with_settings({"DATA.SPLIT": "all"}).DATA
+    index = build_index(settings, open_root(str(root)), notes.append)
+    assert index.visible_frames(1).tolist() == [2]
+    (note,) = notes
+    assert note.startswith("1 of 2 sequences have no out_of_view.txt; their targets count as visible")
+    assert note.endswith("the first: coin-2")
+
+
+def test_the_benchmarks_own_sequences_need_their_flags(lasot_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    for number in (3, 6, 7, 18):  # the test split's coins
+        shutil.copytree(lasot_root / "coin/coin-1", root / f"coin/coin-{number}")
+    (root / "coin/coin-7/out_of_view.txt").unlink()
+    with pytest.raises(DataError, match=r"coin-7/out_of_view\.txt: cannot be read"):
+        index_of(root, SPLIT="lasot_test", **{"TRAIN.CLASSES": ["coin"]})
+
+
+ODD = {
+    "byte order mark": b"\xef\xbb\xbf1,2,3,4\n5,6,7,8\n",
+    "utf-16": "1,2,3,4\n5,6,7,8\n".encode("utf-16"),
+    "cr lf": b"1,2,3,4\r\n5,6,7,8\r\n",
+    "cr": b"1,2,3,4\r5,6,7,8",
+    "tabs": b"1\t2\t3\t4\n5\t6\t7\t8",
+    "spaces": b"1 2  3 4\n5 6 7 8 ",
+    "spaces after commas": b"1, 2, 3, 4\n5 ,6 , 7,8\n",
+    "trailing commas": b"1,2,3,4,\n5,6,7,8, \n",
+    "blank lines around": b"\n \n1,2,3,4\n5,6,7,8\n\n\n",
+    "exponents": b"1e0,2.,3.0,+4\n5,.6e1,7,8",
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_editors_leave_in_annotations_is_read(write_sequence: Write, kind: str) -> None:
+    root = write_sequence("coin-1", 2)
+    (root / "coin/coin-1/groundtruth.txt").write_bytes(ODD[kind])
+    assert index_of(root).boxes_xywh(0).tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+@pytest.mark.parametrize("flags", ["\ufeff0,1,\n", "0, 1", "0 1\r\n", "\n0\n1\n", "0\t1"])
+def test_what_editors_leave_in_flags_is_read(write_sequence: Write, flags: str) -> None:
+    assert index_of(write_sequence("coin-1", 2, out_of_view=flags)).visible_frames(0).tolist() == [0]
+
+
+def test_what_editors_leave_in_a_split_is_read(write_sequence: Write, tmp_path: Path) -> None:
+    write_sequence("coin-1")
+    root = write_sequence("coin-2")
+    (tmp_path / "mine.txt").write_bytes(b"\xef\xbb\xbf\r\ncoin-2 ,\r\n\r\ncoin-1\t\r\n")
+    assert index_of(root, SPLIT=str(tmp_path / "mine.txt")).names == ["coin-1", "coin-2"]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ("\n\n1,2,3,4\n1,,3,4", "line 4: '' is not a number"),
+        ("1,5 2,5 3 4\n1 2 3 4", "line 1 has 6 numbers, not 4"),
+        ("1;2;3;4\n1;2;3;4", "line 1 has 1 numbers, not 4"),
+        ("1,2,3,1_0\n1,2,3,4", "line 1: '1_0' is not a number"),
+        ("1,2,3,0x10\n1,2,3,4", "line 1: '0x10' is not a number"),
+        ("1,2,3,4\n1,2,1e39,4", "line 2: 1e39 is not a finite number"),
+        ("1,2,3,4\n1,2,30000,20000", "line 2: a box of 30,000 × 20,000 pixels, larger than any video"),
+        ("\x00" * 40, "line 1 has 1 numbers, not 4"),
+    ],
+)
+def test_what_is_ambiguous_or_wrong_is_named_with_its_line(write_sequence: Write, boxes: str, message: str) -> None:
+    with pytest.raises(DataError) as error:
+        index_of(write_sequence("coin-1", 2, groundtruth=boxes))
+    assert "coin-1/groundtruth.txt: " in str(error.value) and message in str(error.value)
+
+
+def test_a_file_that_is_not_text_is_named(write_sequence: Write) -> None:
+    root = write_sequence("coin-1")
+    (root / "coin/coin-1/groundtruth.txt").write_bytes(b"\x89PNG\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"groundtruth\.txt: is not text"):
+        index_of(root)
+
+
+@pytest.mark.parametrize("box", ["nan,2,3,4", "1,nan,3,4", "1,2,nan,4", "1,2,3,NaN"])
+def test_a_box_with_a_coordinate_that_is_no_number_is_that_of_an_absent_target(write_sequence: Write, box: str) -> None:
+    index = index_of(write_sequence("coin-1", 2, groundtruth=f"{box}\n1,2,3,4"))
+    assert index.visible_frames(0).tolist() == [1]
 
 
 def test_a_missing_root_is_named(tmp_path: Path) -> None:
