@@ -25,9 +25,10 @@ sweep: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(ARGS)
 
-## soak: what `make test` leaves out: the slow tests, and a hundred kills of trainings (an hour and a half)
+## soak: what `make test` leaves out: the slow tests, damaged files, a hundred kills of trainings (an hour and a half)
 soak: $(VENV)/installed
 	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m benchmarks.fuzz --seconds 60
 	$(BIN)/python -m benchmarks.kills --count 100
 
 ## lint: style and types

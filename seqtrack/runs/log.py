@@ -128,13 +128,11 @@ class MetricsFile:
 
 
 def read_metrics(run: RunFolder) -> list[dict[str, float]]:
-    """The records so far, without a last line that is still being written or was cut off. Raises RunFileError."""
+    """The records so far, without a last line that is still being written or was cut off.
+
+    Raises RunFileError naming the first line that is no record.
+    """
     lines = (run.read_text(METRICS_FILE) or "").split("\n")[:-1]
-    return parse_metrics(lines, run.file(METRICS_FILE))
-
-
-def parse_metrics(lines: Iterable[str], path: str) -> list[dict[str, float]]:
-    """The records in lines of the file at `path`. Raises RunFileError naming the first line that is none."""
     records = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -147,7 +145,7 @@ def parse_metrics(lines: Iterable[str], path: str) -> list[dict[str, float]]:
             or "step" not in record
             or not all(type(one) in (int, float) for one in numbers)
         ):
-            raise RunFileError(f"{path}, line {number}: is no record of a step: {line[:60]!r}")
+            raise RunFileError(f"{run.file(METRICS_FILE)}, line {number}: is no record of a step: {line[:60]!r}")
         records.append(record)
     return records
 

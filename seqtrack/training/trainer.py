@@ -127,8 +127,8 @@ def forget_wrong_list(run: RunFolder) -> None:
     if text is None:
         return
     try:
-        listed = [result["checkpoint_dir_name"] for result in json.loads(text)["checkpoint_results"]]
-    except (ValueError, KeyError, TypeError):
+        listed = [str(result["checkpoint_dir_name"]) for result in json.loads(text)["checkpoint_results"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
         listed = []
     names = whole_checkpoints(run)
     if not listed or listed[-1:] != names[-1:] or not set(listed) <= set(names):

@@ -272,6 +272,59 @@ def test_shards_hold_whole_sequences_of_one_class(monkeypatch: pytest.MonkeyPatc
     assert plan_shards(index) == {"frames/coin-000.parquet": [0, 1], "frames/kite-000.parquet": [2, 3]}
 
 
+def changed_index(target: Root, name: str, values: pa.Array | None) -> None:
+    """Replaces a column of the index, or removes it."""
+    file = Path(target.path) / packed.INDEX
+    table = pq.read_table(file)
+    place = table.schema.get_field_index(name)
+    table = table.remove_column(place) if values is None else table.set_column(place, name, values)
+    pq.write_table(table, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("shard", None, "it has no column shard of string"),
+        ("sequence", lambda old: pa.array(["coin-1"] * len(old)), "a sequence appears twice"),
+        ("sequence", lambda old: pa.array([None] * len(old), pa.string()), "it has gaps"),
+        ("shard", lambda old: pa.array(["frames/../../x"] * len(old)), "a shard lies outside of frames"),
+        ("frame_start", lambda old: pa.array([[-1]] * len(old), old.type), "frame_start and visible are of different"),
+    ],
+)
+def test_a_damaged_index_is_refused_with_what_is_wrong(
+    tree: Path, tmp_path: Path, name: str, change: Any, said: str
+) -> None:
+    target = local(tmp_path / "packed")
+    pack(tree, target)
+    old = pq.read_table(tmp_path / "packed/index.parquet")[name].combine_chunks()
+    changed_index(target, name, change and change(old))
+    with pytest.raises(DataError, match=f"packed/index.parquet: is damaged: {said}"):
+        open_index(ALL, target)
+
+
+@pytest.mark.parametrize("mark", [b"{", b"[1]", b"[" * 100_000, b'{"format": 99}'])
+def test_an_index_with_other_marks_is_refused(tree: Path, tmp_path: Path, mark: bytes) -> None:
+    target = local(tmp_path / "packed")
+    pack(tree, target)
+    file = tmp_path / "packed/index.parquet"
+    pq.write_table(pq.read_table(file).replace_schema_metadata({"seqtrack": mark}), file)
+    with pytest.raises(DataError, match="was not written by this version"):
+        open_index(ALL, target)
+
+
+def test_a_shard_with_other_frames_than_the_index_is_refused_by_name(tree: Path, tmp_path: Path) -> None:
+    target, root = local(tmp_path / "packed"), open_root(str(tree))
+    pack(tree, target)
+    index = build_index(ALL, root)
+    (path, rows), *_ = plan_shards(index).items()
+    shard = pq.read_table(tmp_path / "packed" / path)
+    numbers = pa.array(range(1000, 1000 + len(shard)), pa.int32())
+    place = shard.schema.get_field_index("frame")
+    pq.write_table(shard.set_column(place, shard.schema.field(place), numbers), tmp_path / "packed" / path)
+    with pytest.raises(DataError, match=f"{path}: is damaged: it has a frame 1000 of coin-1"):
+        pack_shard(index, root, target, path, rows)
+
+
 @pytest.mark.usefixtures("cluster")
 def test_the_program_packs_a_tree_once(
     lasot_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], tiny_config: Config

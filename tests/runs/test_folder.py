@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,40 @@ def test_a_json_file_that_is_empty_or_damaged_is_named(tmp_path: Path, content: 
     run.write("mlflow.json", content)
     with pytest.raises(RunFileError, match=f"{tmp_path}/mlflow.json: {what}"):
         run.read_json("mlflow.json")
+
+
+@dataclass
+class Note:
+    name: str
+    count: int = 0
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def test_a_small_file_comes_back_as_what_it_was(tmp_path: Path) -> None:
+    run = run_at(tmp_path)
+    assert run.read_as("note.json", Note) is None
+    run.write_json("note.json", {"name": "a", "tags": {"b": "c"}})
+    assert run.read_as("note.json", Note) == Note("a", 0, {"b": "c"})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is empty"),
+        ('{"name": "a"', "is cut off or damaged"),
+        ("[" * 100_000, "is cut off or damaged"),
+        ("[1]", "holds list, not an object"),
+        ("{}", "not what this version writes (name: "),
+        ('{"name": 1}', "not what this version writes (name: "),
+        ('{"name": "a", "count": "1"}', "not what this version writes (count: "),
+        ('{"name": "a", "tags": {"b": 1}}', "not what this version writes (tags.b: "),
+        ('{"name": "a", "other": 1}', "not what this version writes (unknown: other)"),
+    ],
+)
+def test_a_small_file_that_holds_something_else_is_named_with_the_place(
+    tmp_path: Path, content: str, said: str
+) -> None:
+    (tmp_path / "note.json").write_text(content)
+    with pytest.raises(RunFileError) as error:
+        run_at(tmp_path).read_as("note.json", Note)
+    assert str(error.value).startswith(f"{tmp_path}/note.json: {said}")

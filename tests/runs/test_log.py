@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow.fs as fs
 import pytest
 
-from seqtrack.runs.folder import RunFolder
-from seqtrack.runs.log import LogFollower, RunLogHandler
+from seqtrack.runs.folder import RunFileError, RunFolder
+from seqtrack.runs.log import LogFollower, RunLogHandler, read_metrics
 from tests.folders import run_at
 
 
@@ -77,3 +77,19 @@ def test_a_log_that_ends_within_a_character_can_be_read(tmp_path: Path) -> None:
     """As while another process writes it, or after that was killed."""
     (tmp_path / "train.log").write_bytes("Starting 1 worker …".encode()[:-1])
     assert run_at(tmp_path).read_text("train.log") == "Starting 1 worker \N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": 2', "{}", "[2]", '{"step": "2"}', '{"step": 2, "loss": null}', "[" * 100_000, "\ufffd"]
+)
+def test_a_line_that_is_no_record_of_a_step_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": 0.5}}\n{line}\n')
+    with pytest.raises(RunFileError) as error:
+        read_metrics(run_at(tmp_path))
+    assert str(error.value).startswith(f"{tmp_path}/metrics.jsonl, line 2: is no record of a step: ")
+
+
+def test_a_last_line_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2')
+    (only,) = read_metrics(run_at(tmp_path))
+    assert only["step"] == 1
