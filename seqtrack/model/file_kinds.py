@@ -45,6 +45,8 @@ _BY_START = (
 def recognize(path: Path) -> Format | str:
     """The format of a file of weights; for any other file what it is, to be put after its name. Raises OSError."""
     size = path.stat().st_size
+    if not path.is_file():
+        return "is no file, but a device or a pipe"
     with path.open("rb") as file:
         start = file.read(START)
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import tarfile
 import zipfile
@@ -57,6 +58,12 @@ def refusal(path: Path) -> str:
 def test_other_files_are_named_for_what_they_are(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
     assert refusal(tmp_path / name).startswith(said)
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        assert refusal(path) == "is no file, but a device or a pipe"
 
 
 def test_numpy_files_are_named(tmp_path: Path) -> None:
