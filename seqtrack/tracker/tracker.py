@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqtrack.data.crops import Box, crop_image, crop_region
+from seqtrack.data.crops import crop_image, crop_region
 from seqtrack.data.decoding import ArrayFrame, Frame, Image
 from seqtrack.errors import InputError
 from seqtrack.model.seqtrack import SeqTrack
@@ -26,6 +26,7 @@ CONFIDENCE_SCALE = 10.0
 """The published factor of the summed token probabilities."""
 
 BoxLike = Sequence[float] | NDArray[np.floating]
+ExactBox = NDArray[np.float64]
 
 
 class Tracked(NamedTuple):
@@ -41,10 +42,12 @@ class TrackerInputError(InputError):
 
 
 class BatchTracker:
-    """Follows many targets at once, each in a slot of its own, with one pass of the model for each step.
+    """Follows many targets at once, each in a slot of its own.
 
-    Slots may hold targets of one video or of different videos, and start and end at any time. Boxes do not depend on
-    what other slots hold.
+    Slots may hold targets of one video or of different videos, and start and end at any time. An accelerator computes
+    all slots in one pass of the model, whether they hold targets or not. A CPU, which one image keeps busy, computes
+    them one after another: that is no slower (`benchmarks/tracker.py`), and a target's boxes are the same bits in any
+    slot, any company and any number of slots.
     """
 
     def __init__(
@@ -54,8 +57,11 @@ class BatchTracker:
         slots: int = 1,
         device: torch.device | str = "cpu",
         precision: Literal["fp32", "bf16"] = "fp32",
+        together: int | None = None,
     ) -> None:
+        """`together`: slots that one pass of the model computes. None: 1 on a CPU, else all."""
         self.settings, self.slots, self.device = settings, slots, torch.device(device)
+        self._together = together or (1 if self.device.type == "cpu" else slots)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self._autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
         self._mean, self._std = (
@@ -76,16 +82,18 @@ class BatchTracker:
         self._templates[slot] = self._embed_templates({slot: (picture, box)})[slot]  # all of them the first frame's
         self._states[slot] = _State(box)
 
+    @property
+    def running(self) -> frozenset[int]:
+        """The slots that hold a target."""
+        return frozenset(self._states)
+
     def stop(self, slot: int) -> None:
         """Forgets the slot's target."""
         del self._states[slot]
 
     @torch.inference_mode()
     def track(self, frames: Mapping[int, Frame | Image]) -> dict[int, Tracked]:
-        """Finds the targets of these slots in their next frames. Raises TrackerInputError for a frame that is none.
-
-        The model always computes all slots, so that results are the same in any company.
-        """
+        """Finds the targets of these slots in their next frames. Raises TrackerInputError for a frame that is none."""
         pictures = {slot: as_frame(frame) for slot, frame in frames.items()}
         search = np.zeros((self.slots, self.settings.search_size, self.settings.search_size, 3), np.uint8)
         sides: dict[int, int] = {}
@@ -94,14 +102,10 @@ class BatchTracker:
             if region.side >= 1:
                 search[slot] = crop_image(picture, region, self.settings.search_size)
                 sides[slot] = region.side
-        with self._autocast:
-            tokens, confidences = self.model.generate_with(
-                self._templates.flatten(1, 2), self._normalise(search), self._window
-            )
-        answers = torch.cat((tokens.float(), confidences.float()), dim=1).cpu()  # the one wait for the device
+        answers = self._generate(search, sorted(sides))
         boxes = tokens_to_crop(answers[:, :4], self.settings.bins, self.settings.seq_format).tolist()
         found: dict[int, Tracked] = {}
-        renewed: dict[int, tuple[Frame, Box]] = {}
+        renewed: dict[int, tuple[Frame, ExactBox]] = {}
         for slot, picture in pictures.items():
             state = self._states[slot]
             state.frames += 1
@@ -109,7 +113,8 @@ class BatchTracker:
             if slot in sides:  # a target smaller than a pixel cannot be searched for: it stays where it is
                 state.box = to_frame(boxes[slot], state.box, sides[slot], picture.width, picture.height)
                 confidence = float(answers[slot, 4:].sum()) * CONFIDENCE_SCALE
-            found[slot] = Tracked(tuple(state.box), confidence)  # type: ignore[arg-type]
+            x, y, w, h = state.box.tolist()
+            found[slot] = Tracked((x, y, w, h), confidence)
             due = self.settings.num_templates > 1 and state.frames % self.settings.update_interval == 0
             if due and confidence > self.settings.update_threshold:
                 renewed[slot] = picture, state.box
@@ -119,11 +124,23 @@ class BatchTracker:
             self._templates[slot] = torch.cat((kept[:1], kept[2:], newest))
         return found
 
+    def _generate(self, search: Image, wanted: Sequence[int]) -> Tensor:
+        """(slots, s, s, 3) crops -> (slots, 8) float32 on the CPU: the four tokens, then their confidences."""
+        images = self._normalise(search)
+        firsts = sorted({slot - slot % self._together for slot in wanted})
+        parts = [slice(first, first + self._together) for first in firsts]
+        answers = torch.zeros((self.slots, 8), device=self.device)
+        for part in parts:
+            with self._autocast:
+                found = self.model.generate_with(self._templates[part].flatten(1, 2), images[part], self._window)
+            answers[part] = torch.cat((found.tokens.float(), found.confidence.float()), dim=1)
+        return answers.cpu()  # the one wait for the device
+
     def updates(self, slot: int) -> int:
         """How often a template of the slot was renewed."""
         return self._states[slot].updates
 
-    def _embed_templates(self, targets: Mapping[int, tuple[Frame, Box]]) -> dict[int, Tensor]:
+    def _embed_templates(self, targets: Mapping[int, tuple[Frame, ExactBox]]) -> dict[int, Tensor]:
         """(1, N_template, C) for each slot."""
         size, factor = self.settings.template_size, self.settings.template_factor
         embedded = {}
@@ -159,7 +176,7 @@ class Tracker:
 
     def track(self, frame: Image, bgr: bool = False) -> Tracked:
         """Finds the target in the next frame, which may have another size. Raises TrackerInputError."""
-        if 0 not in self._batch._states:
+        if not self._batch.running:
             raise TrackerInputError("track() before initialize(): there is no target yet")
         return self._batch.track({0: _as_rgb(frame, bgr)})[0]
 
@@ -172,7 +189,7 @@ class Tracker:
 class _State:
     """A target that is followed."""
 
-    def __init__(self, box: Box) -> None:
+    def __init__(self, box: ExactBox) -> None:
         self.box = box
         """Where it was last: (4,) float64 xywh."""
         self.frames = 0
@@ -191,7 +208,7 @@ def as_frame(frame: Frame | Image) -> Frame:
     return ArrayFrame(frame)
 
 
-def check_box(box_xywh: BoxLike, frame: Frame) -> Box:
+def check_box(box_xywh: BoxLike, frame: Frame) -> ExactBox:
     """(4,) float64. Raises TrackerInputError unless it is a box of some size that touches the frame."""
     box = np.asarray(box_xywh, np.float64)
     shown = ",".join(f"{value:g}" for value in box.reshape(-1))
@@ -213,7 +230,7 @@ def tokens_to_crop(tokens: Tensor, bins: int, seq_format: SeqFormat) -> Tensor:
     return torch.stack((c, d, a, b) if seq_format == "whxy" else (a, b, c, d), dim=-1)
 
 
-def to_frame(found_cxcywh: Sequence[float], last: Box, side: int, width: int, height: int) -> Box:
+def to_frame(found_cxcywh: Sequence[float], last: ExactBox, side: int, width: int, height: int) -> ExactBox:
     """A box in the search crop (fractions of it) -> (4,) float64 xywh in the frame, clipped as published.
 
     `last`: the box that the crop was cut around. `side`: the crop's, in pixels of the frame.
