@@ -103,8 +103,8 @@ class Video:
                 self.codec = stream.codec_context.codec.name
                 self.rate = Fraction(stream.average_rate or stream.guessed_rate or PICTURES_RATE)
                 self.length = stream.frames or None
-                if self.length is None and stream.duration and stream.time_base:
-                    self.length = round(float(stream.duration * stream.time_base * self.rate))
+                if self.length is None and container.duration:
+                    self.length = round(container.duration / av.time_base * self.rate)
         except (av.FFmpegError, OSError, ValueError) as error:
             raise SourceError(f"{place}: cannot be read as a video ({_reason(error)})") from error
 

@@ -6,6 +6,7 @@ Boxes are (left, top, width, height) in pixels of the frame. Source: SeqTrack, s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from seqtrack.data.decoding import ArrayFrame, Frame, Image
 from seqtrack.errors import InputError
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.tokens import SeqFormat
+from seqtrack.tracker.load import load_trained
 from seqtrack.tracker.settings import TrackerSettings
 
 MARGIN = 10.0
@@ -169,6 +171,22 @@ class Tracker:
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         self._batch = BatchTracker(model, settings, 1, device, precision)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str,
+        config: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        benchmark: str = "DEFAULT",
+    ) -> Tracker:
+        """A tracker of the trained model at `source`, as `load_trained`. Raises InputError.
+
+        `benchmark`: the key in TEST.UPDATE_INTERVALS that says how often templates are renewed.
+        """
+        trained = load_trained(source, config)
+        return cls(trained.model, TrackerSettings.from_config(trained.config, benchmark), device, precision)
 
     def initialize(self, frame: Image, box_xywh: BoxLike, bgr: bool = False) -> None:
         """Begins to follow a target. `frame`: (H, W, 3) uint8, RGB unless `bgr`. Raises TrackerInputError."""
