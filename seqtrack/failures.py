@@ -27,9 +27,14 @@ _CARRIERS = {
     "RayTaskError": "cause",
     "UserExceptionWithTraceback": "_base_exc",
     "ControllerError": "controller_failure",
-    "MaxRetryError": "reason",
+    "ComputationFailedError": "__cause__",
+    **dict.fromkeys(("MaxRetryError", "ConnectionError", "NewConnectionError", "NameResolutionError"), "__context__"),
 }
 """Name of a type that only carries another error, which says more -> the attribute that has it."""
+_CARRYING = "failed with exception"
+"""In the text of MLflow's errors that only carry another one."""
+_SECRETS = r"(?<=://)(?:[^:/\s]*:\S*@|[^/\s]*@)|(?<=Bearer )[^'\"]+|(?<=Basic )[^'\"]+"
+"""The user and password in a URI (not every library asks for them to be quoted), and what headers authenticate with."""
 
 
 def explain(error: BaseException) -> str:
@@ -40,6 +45,8 @@ def explain(error: BaseException) -> str:
     if isinstance(telling, OSError) and telling.errno in ADVICE:
         where = f"{telling.filename}: " if telling.filename else ""
         return without_passwords(f"{where}{ADVICE[telling.errno]}")
+    if isinstance(telling, ModuleNotFoundError):
+        return f"the Python package {telling.name} is not installed"
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(telling))
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     kind = type(telling).__name__
@@ -48,8 +55,13 @@ def explain(error: BaseException) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """The text without the user and password that the URIs in it may have."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", text)
+    """The text without the users and passwords of URIs, and without the tokens of headers."""
+    return re.sub(_SECRETS, "", text)
+
+
+def holds_password(text: str) -> bool:
+    """Whether a URI in the text has a user and a password."""
+    return re.search(r"://[^:/\s]*:\S*@", text) is not None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -64,6 +76,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         carriers = [_CARRIERS[kind.__name__] for kind in type(current).__mro__ if kind.__name__ in _CARRIERS]
         if carriers:
             inner = getattr(current, carriers[0], None)
-        elif not str(current).strip():
+        text = str(current).strip()
+        if inner is None and (carriers or not text or _CARRYING in text):
             inner = current.__cause__ or current.__context__
         current = inner if isinstance(inner, BaseException) else None

@@ -39,6 +39,16 @@ ANSWERS = {
     "train --config demo --workers 3": (2, "RUN.WORKERS 3 does not divide TRAIN.BATCH_SIZE 32"),
     "train --config demo --allow-changed TRAIN.LRR": (2, "--allow-changed TRAIN.LRR: neither a setting nor `dat"),
     "train --config seqtrack_b256": (2, "COCO17, TRACKINGNET cannot be trained on here, only LASOT"),
+    "reproduce --config demo --tolerance nan": (2, "--tolerance nan: not a finite number from 0 up"),
+    "train --config demo RUN.NAME=a/b": (2, "error: RUN.NAME 'a/b' has a /; a name is that of one folder: at most"),
+    "sweep --config demo --sweep smoke RUN.NAME=..": (2, "error: RUN.NAME '..' begins with .; a name is that of one"),
+    "train --config demo TRAIN.LR=.inf": (2, "TRAIN.LR: Input should be a finite number (got inf)"),
+    "train --config demo MLFLOW.TRACKING_URI=localhost:5000": (
+        2,
+        "has no scheme; http://localhost:5000 would be",
+    ),
+    "train --config demo HUB.REPO_ID=me/x/": (2, "HUB.REPO_ID 'me/x/': not a repository of the Hub: user/name"),
+    "fetch-lasot DATA.DOWNLOAD_FROM=hf://me/x": (2, "not a repository of the Hub: user/name"),
     "sweep --config demo --sweep smok": (2, "did you mean smoke? (the recipes: lr_asha, lr_seed, smoke)"),
     "sweep --config demo --sweep smoke HUB.REPO_ID=me/x": (2, "HUB.REPO_ID: trials are not uploaded"),
     "reproduce --config demo --resume-epoch 11": (2, "--resume-epoch 11: not one of 2 to TRAIN.EPOCH, 10"),
@@ -194,6 +204,18 @@ def test_a_run_without_a_name_is_called_after_its_recipe(
     with pytest.raises(Begun):
         main(["train", "--config", config, f"DATA.ROOT={lasot_root}", f"RUN.STORAGE_PATH={tmp_path}"])
     assert re.fullmatch(r"demo-\d{8}-\d{6}", str(begun[0].RUN.NAME))
+
+
+@pytest.mark.parametrize(("file", "fault"), [(".yaml", "begins with ."), ("-x.yaml", "begins with -")])
+@pytest.mark.parametrize(
+    "program", [["train"], ["reproduce"], ["sweep", "--sweep", "smoke"]], ids=lambda words: words[0]
+)
+def test_a_file_whose_name_makes_no_name_of_a_run_is_refused(
+    program: list[str], file: str, fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / file).write_text((REPOSITORY / "configs/demo.yaml").read_text())
+    assert main([*program, "--config", f"{tmp_path}/{file}"]) == 2
+    assert f" {fault}; a name is that of one folder" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_brings_its_settings_is_read_once(

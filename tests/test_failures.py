@@ -28,6 +28,9 @@ class RayTaskError(Exception):
         (RuntimeError("\n\n \x1b[31mred\x1b[0m\n"), "RuntimeError: red"),
         (RayTaskError(ValueError("the box is empty")), "the box is empty"),
         (ValueError("postgresql://me:secret@host/db is down"), "postgresql://host/db is down"),
+        (ValueError("mysql://me:se/cr@et@host/db is down"), "mysql://host/db is down"),
+        (ValueError("Illegal header value b'Bearer se cret'"), "Illegal header value b'Bearer '"),
+        (ModuleNotFoundError("No module named 'x'", name="x"), "the Python package x is not installed"),
         (ValueError("x" * 1000), "x" * 298 + " …"),
     ],
 )

@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 
 from seqtrack.errors import InputError
+from seqtrack.locations import absolute, is_uri
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="FROM", type=Path, help="published checkpoint, .safetensors, or run's folder")
-    parser.add_argument("target", metavar="TO", type=Path, help="file to write: .safetensors, else the published form")
+    parser.add_argument("source", metavar="FROM", help="published checkpoint, .safetensors, or run's folder")
+    parser.add_argument("target", metavar="TO", help="file to write: .safetensors, else the published form")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -18,11 +19,20 @@ def run(options: argparse.Namespace) -> int:
 
     from seqtrack.model.weights import read_weights, save_published, save_safetensors
 
-    weights = read_weights(options.source)
-    save = save_safetensors if options.target.suffix == ".safetensors" else save_published
+    source, target = on_this_machine(options.source), on_this_machine(options.target)
+    weights = read_weights(source)
+    save = save_safetensors if target.suffix == ".safetensors" else save_published
     try:
-        save(weights, options.target)
+        save(weights, target)
     except (OSError, RuntimeError, SafetensorError) as error:  # each library raises its own kind
         raise InputError(f"{options.target}: cannot be written ({error})") from error
-    print(f"{options.target}: {len(weights)} tensors, {sum(tensor.numel() for tensor in weights.values()):,} numbers")
+    print(f"{target}: {len(weights)} tensors, {sum(tensor.numel() for tensor in weights.values()):,} numbers")
     return 0
+
+
+def on_this_machine(location: str) -> Path:
+    """Raises InputError for a URI of an object store."""
+    path = absolute(location)
+    if is_uri(path):
+        raise InputError(f"{location}: is no file of this machine; copy it here first")
+    return Path(path)

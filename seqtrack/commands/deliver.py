@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 
 from seqtrack.commands.program import ProgramError
+from seqtrack.errors import InputError
+from seqtrack.failures import explain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,14 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from mlflow.exceptions import MlflowException
-
-    from seqtrack.failures import explain
     from seqtrack.integrations.mlflow import deliver
 
     try:
         mirror = deliver(options.run_folder)
-    except (MlflowException, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever MLflow raises
         raise ProgramError(explain(error)) from error
     print(f"MLflow run {mirror.state.run_id} is up to date with {options.run_folder}")
     return 0

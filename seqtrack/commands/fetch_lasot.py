@@ -11,6 +11,9 @@ import argparse
 
 from seqtrack.commands.program import GOES_ON, ProgramError, add_settings
 from seqtrack.config import load_config
+from seqtrack.config.servers import check_hub_variables, check_repository
+from seqtrack.errors import InputError
+from seqtrack.failures import explain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,14 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
-
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
+    check_repository("DATA.DOWNLOAD_FROM", config.DATA.DOWNLOAD_FROM)
+    check_hub_variables()
 
     from seqtrack.integrations.lasot_download import fetch
 
     try:
         fetch(config.DATA, say=print)
-    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-        raise ProgramError(str(error).strip().splitlines()[0]) from error
+    except InputError:
+        raise
+    except Exception as error:  # whatever the Hub's client raises, or the disk
+        raise ProgramError(explain(error)) from error
     return 0

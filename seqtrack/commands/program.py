@@ -91,5 +91,7 @@ def read_experiment(options: argparse.Namespace, default_name: str) -> Config:
     Unless RUN.NAME is set, it is `default_name`, the same at every start: so the same command goes on.
     """
     config = load_config(options.config, options.overrides)
+    if config.RUN.NAME is None:
+        config = config.with_settings({"RUN.NAME": default_name})
     check_supported(config)
-    return config if config.RUN.NAME is not None else config.with_settings({"RUN.NAME": default_name})
+    return config

@@ -7,11 +7,12 @@ The exit code is 0 if phase 2 reproduces phase 1 and 1 if it does not. The same 
 from __future__ import annotations
 
 import argparse
+import math
 from functools import partial
-from pathlib import Path
 
 from seqtrack.commands.program import TO_GO_ON, add_settings, read_experiment
 from seqtrack.config import ConfigError
+from seqtrack.locations import stem
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    config = read_experiment(options, f"{Path(options.config).stem}-reproduce")
+    config = read_experiment(options, f"{stem(options.config)}-reproduce")
     if not 2 <= options.resume_epoch <= config.TRAIN.EPOCH:
         raise ConfigError(f"--resume-epoch {options.resume_epoch}: not one of 2 to TRAIN.EPOCH, {config.TRAIN.EPOCH}")
+    if not 0 <= options.tolerance < math.inf:
+        raise ConfigError(f"--tolerance {options.tolerance}: not a finite number from 0 up")
     if config.TRAIN.KEEP_CHECKPOINTS is not None:
         raise ConfigError("TRAIN.KEEP_CHECKPOINTS: the report needs the checkpoints of all epochs")
 

@@ -7,10 +7,10 @@ The exit code is 0 if every trial ended well and 1 if any failed. The same comma
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from seqtrack.commands.program import TO_GO_ON, add_settings, read_experiment
 from seqtrack.config import find_recipe, recipe_names
+from seqtrack.locations import stem
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    config = read_experiment(options, f"{Path(options.config).stem}-{Path(options.sweep).stem}")
+    config = read_experiment(options, f"{stem(options.config)}-{stem(options.sweep)}")
     file = find_recipe(options.sweep, "sweeps")
 
     from seqtrack.sweeps.settings import load_sweep

@@ -28,6 +28,7 @@ from seqtrack.config import (
     with_overrides,
 )
 from seqtrack.environment import command
+from seqtrack.locations import stem
 from seqtrack.runs.allowances import check_allowances
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def settings_from_file(options: argparse.Namespace) -> Config:
-    config = named(load_config(options.config, overrides(options)), Path(options.config).stem)
+    config = named(load_config(options.config, overrides(options)), stem(options.config))
     check_supported(config)
     return config
 
@@ -115,11 +116,11 @@ def overrides(options: argparse.Namespace) -> list[str]:
     return [*options.overrides, f"RUN.WORKERS={most}", f"RUN.MIN_WORKERS={fewest or 'null'}"]
 
 
-def named(config: Config, stem: str) -> Config:
-    """With a RUN.NAME: the given one, else `stem` and the time."""
+def named(config: Config, beginning: str) -> Config:
+    """With a RUN.NAME: the given one, else `beginning` and the time."""
     if config.RUN.NAME is not None:
         return config
-    return config.with_settings({"RUN.NAME": f"{stem}-{datetime.datetime.now():%Y%m%d-%H%M%S}"})
+    return config.with_settings({"RUN.NAME": f"{beginning}-{datetime.datetime.now():%Y%m%d-%H%M%S}"})
 
 
 def again(options: argparse.Namespace, config: Config) -> str:
@@ -158,7 +159,8 @@ def print_outcome(outcome: Outcome) -> None:
     if outcome.tracking_uri.startswith("http"):
         print(f"Look at the curves:   {outcome.tracking_uri.rstrip('/')}{RUNS_PAGE}")
     else:
-        print(f"Look at the curves:   {beside_python('mlflow')} ui --backend-store-uri {outcome.tracking_uri}")
+        ui = [beside_python("mlflow"), "ui", "--backend-store-uri", outcome.tracking_uri]
+        print(f"Look at the curves:   {shlex.join(ui)}")
         print(f"                      then open http://127.0.0.1:5000{RUNS_PAGE}")
 
 

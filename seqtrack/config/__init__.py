@@ -1,6 +1,16 @@
 """Every setting of a run: its type, its default, its meaning, and the checks that need no data."""
 
-from seqtrack.config.config import SETTINGS_FILE, Config, ConfigError, parse_config, parse_model, setting_docs
+from seqtrack.config.config import (
+    SETTINGS_FILE,
+    Config,
+    ConfigError,
+    key_of,
+    parse_config,
+    parse_model,
+    setting_docs,
+    shown,
+    shown_key,
+)
 from seqtrack.config.loading import find_recipe, load_config, load_settings, read_yaml, recipe_names, with_overrides
 from seqtrack.config.settings import (
     DataConfig,
@@ -13,6 +23,7 @@ from seqtrack.config.settings import (
     TrainConfig,
 )
 from seqtrack.config.supported import check_supported
+from seqtrack.config.values import kind_of, kind_within
 
 __all__ = [
     "SETTINGS_FILE",
@@ -28,6 +39,9 @@ __all__ = [
     "TrainConfig",
     "check_supported",
     "find_recipe",
+    "key_of",
+    "kind_of",
+    "kind_within",
     "load_config",
     "load_settings",
     "parse_config",
@@ -35,5 +49,7 @@ __all__ = [
     "read_yaml",
     "recipe_names",
     "setting_docs",
+    "shown",
+    "shown_key",
     "with_overrides",
 ]

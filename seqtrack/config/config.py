@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 from math import lcm
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -15,7 +14,7 @@ from pydantic.fields import FieldInfo
 from seqtrack.config.runner import HubConfig, MlflowConfig, RunConfig
 from seqtrack.config.settings import DataConfig, ModelConfig, NoEffect, Section, TestConfig, TrainConfig
 from seqtrack.errors import InputError, did_you_mean
-from seqtrack.locations import is_uri
+from seqtrack.failures import holds_password, without_passwords
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -26,6 +25,11 @@ class ConfigError(InputError):
 
 SETTINGS_FILE = "config.yaml"
 """File with the settings of a run: in its folder, its repository on the Hub, and its MLflow artifacts."""
+
+MOST_SHOWN = 5
+"""Most mistakes that one message names."""
+LONGEST_SHOWN = 100
+"""Longest value, in characters, that a message repeats."""
 
 INDIFFERENT = (
     *("RUN.", "MLFLOW.", "HUB.", "TEST.", "DATA.SYNTHETIC.", "DATA.TRAIN.MAX_SAMPLE_PER_SEQ", "TRAIN.EPOCH"),
@@ -55,7 +59,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_secrets(self) -> Self:
         for key, value in self.flat().items():
-            if isinstance(value, str) and is_uri(value) and urlsplit(value).password is not None:
+            if isinstance(value, str) and holds_password(value):
                 raise ValueError(
                     f"{key} holds a password, which would go into checkpoints, logs and MLflow; keep it in the "
                     "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_PASSWORD, or a whole "
@@ -68,12 +72,14 @@ class Config(Section):
         workers, fewest = self.RUN.WORKERS, self.RUN.MIN_WORKERS or self.RUN.WORKERS
         if fewest > workers:
             raise ValueError(f"RUN.MIN_WORKERS {fewest} is more than RUN.WORKERS {workers}")
-        if bad := [number for number in range(fewest, workers + 1) if self.TRAIN.BATCH_SIZE % number]:
+        bad = next((number for number in range(fewest, workers + 1) if self.TRAIN.BATCH_SIZE % number), None)
+        if bad is not None:
+            advice = f"; {lcm(*range(fewest, workers + 1))} would suit them all" if workers - fewest < 16 else ""
             raise ValueError(
                 f"RUN.WORKERS {workers} does not divide TRAIN.BATCH_SIZE {self.TRAIN.BATCH_SIZE}, the global batch"
                 if fewest == workers
-                else f"RUN.MIN_WORKERS {fewest} to RUN.WORKERS {workers}: {bad[0]} does not divide TRAIN.BATCH_SIZE "
-                f"{self.TRAIN.BATCH_SIZE}, the global batch; {lcm(*range(fewest, workers + 1))} would suit them all"
+                else f"RUN.MIN_WORKERS {fewest} to RUN.WORKERS {workers}: {bad} does not divide TRAIN.BATCH_SIZE "
+                f"{self.TRAIN.BATCH_SIZE}, the global batch{advice}"
             )
         return self
 
@@ -86,9 +92,10 @@ class Config(Section):
             raise ValueError(f"TRAIN.SLOTS {slots} is not a power of two")
         if self.TRAIN.BATCH_SIZE % slots:
             raise ValueError(f"TRAIN.SLOTS {slots} does not divide TRAIN.BATCH_SIZE {self.TRAIN.BATCH_SIZE}")
-        if bad := [number for number in range(fewest, workers + 1) if slots % number]:
+        bad = next((number for number in range(fewest, workers + 1) if slots % number), None)
+        if bad is not None:
             fitting = ", ".join(str(1 << power) for power in range(slots.bit_length()))
-            raise ValueError(f"RUN.WORKERS {bad[0]} does not divide TRAIN.SLOTS {slots}; these do: {fitting}")
+            raise ValueError(f"RUN.WORKERS {bad} does not divide TRAIN.SLOTS {slots}; these do: {fitting}")
         return self
 
     @property
@@ -143,11 +150,33 @@ def parse_model(kind: type[Model], values: dict[str, Any], source: str, explain:
     """Checks plain values and makes a `kind`. Raises ConfigError; `explain(detail, source)` words pydantic's errors."""
     try:
         # JSON mode, so that lists are accepted for tuples while everything else stays strict.
-        return kind.model_validate_json(json.dumps(values))
-    except TypeError as error:
-        raise ConfigError(f"{source}: a value is of no known type ({error})") from error
+        text = json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{source}: a value is no text in UTF-8 ({error})") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: a value cannot be read ({error})") from error
+    try:
+        return kind.model_validate_json(text)
     except ValidationError as error:
-        raise ConfigError("; ".join(explain(detail, source) for detail in error.errors())) from None
+        details = error.errors()
+        lines = [explain(detail, source) for detail in details[:MOST_SHOWN]]
+        more = [f"and {len(details) - MOST_SHOWN} more mistakes"] if len(details) > MOST_SHOWN else []
+        raise ConfigError("; ".join(lines + more)) from None
+
+
+def shown(value: Any) -> str:
+    """A value from the user as messages show it: in one line that is not too long, without passwords."""
+    text = without_passwords(repr(value))
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 2]} …"
+
+
+def key_of(detail: Any) -> str:
+    """The dotted key that one of pydantic's errors is about, as messages show it."""
+    return shown_key(".".join(str(part) for part in detail["loc"]))
+
+
+def shown_key(key: str) -> str:
+    return key if key.isprintable() and len(key) <= LONGEST_SHOWN else shown(key)
 
 
 class SettingDoc(NamedTuple):
@@ -204,7 +233,7 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any, source: str) -> No
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"{source}: {key}: unknown setting{_nearest_setting(key)}")
+            raise ConfigError(f"{source}: {shown_key(key)}: unknown setting{_nearest_setting(key)}")
         node = child
     if isinstance(node.get(last), dict) and not isinstance(value, dict):
         raise ConfigError(f"{source}: {key} is a section, not a setting; name one of its settings, as {key}.…=VALUE")
@@ -212,13 +241,15 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any, source: str) -> No
 
 
 def _explain(detail: Any, source: str) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
+    key = key_of(detail)
     if detail["type"] == "extra_forbidden":
         return f"{source}: {key}: unknown setting{_nearest_setting(key)}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
         return f"{source}: {key + ': ' if key else ''}{message}"
-    return f"{source}: {key}: {message} (got {detail['input']!r})"
+    if detail["type"] == "json_invalid":
+        return f"{source}: {message.removeprefix('Invalid JSON: ')}"  # nested too deeply
+    return f"{source}: {key}: {message} (got {shown(detail['input'])})"
 
 
 def _nearest_setting(key: str) -> str:

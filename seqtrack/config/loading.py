@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from seqtrack.config.config import Config, ConfigError, parse_config
+from seqtrack.config.config import Config, ConfigError, parse_config, shown
+from seqtrack.config.values import Within, kind_of, kind_within, read_text, read_values
 from seqtrack.errors import did_you_mean
-from seqtrack.locations import is_uri
+from seqtrack.failures import explain
+from seqtrack.locations import absolute, is_uri
 
-
-class _YamlLoader(yaml.SafeLoader):
-    """Reads the floats of YAML 1.2 as well: PyYAML alone reads `1e-4` as a string."""
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)$"),
-    list("-+.0123456789"),
-)
+LARGEST_FILE = 2**20
+"""Bytes. A larger file is no settings file, but data or weights."""
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML file (None: all defaults) and applies `KEY=VALUE` overrides, whose values are YAML too.
+    """Reads a YAML file (None: all defaults) and applies `KEY=VALUE` overrides.
 
     `path`: a file, a URI, or the name of a recipe, such as `demo`. Raises ConfigError naming the file (or the command
     line), the key and the nearest known key.
@@ -36,13 +27,16 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
 
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """A checked copy with `KEY=VALUE` overrides applied, whose values are YAML."""
+    """A checked copy with `KEY=VALUE` overrides applied.
+
+    VALUE is text as it stands where the setting is text, and YAML elsewhere.
+    """
     return config.with_settings(dict(map(_parse_override, overrides)), source="command line")
 
 
 def load_settings(text: str, source: str) -> Config:
     """Settings from YAML text; `source` is named in errors."""
-    return parse_config(_parse_yaml(text, source), source)
+    return parse_config(_parse_yaml(text, source, Config, kind_within), source)
 
 
 def recipe_names(kind: str = "") -> list[str]:
@@ -72,32 +66,40 @@ def _recipes() -> Path:
     return installed if installed.is_dir() else package.with_name("configs")
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The values of a YAML file, on this machine or in an object store. Raises ConfigError naming it."""
-    location = str(path)
+def read_yaml(path: str | Path, kind: Any = Config, within: Within = kind_within) -> dict[str, Any]:
+    """The values of a YAML file that holds a `kind`, on this machine or in an object store.
+
+    Raises ConfigError naming it.
+    """
+    source = str(path)
+    location = absolute(source)
     try:
-        text = _read_uri(location) if is_uri(location) else Path(location).expanduser().read_text("utf-8")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
-    return _parse_yaml(text, location)
+        content = _read_uri(location) if is_uri(location) else _read_file(location)
+        text = "" if len(content) > LARGEST_FILE else content.decode()
+    except Exception as error:  # each object store raises its own kinds; ValueError: not UTF-8
+        raise ConfigError(f"{source}: cannot be read ({explain(error)})") from error
+    if len(content) > LARGEST_FILE:
+        raise ConfigError(f"{source}: has more than {LARGEST_FILE:,} bytes, so it is no file of settings")
+    return _parse_yaml(text, source, kind, within)
 
 
-def _read_uri(uri: str) -> str:
-    from pyarrow import ArrowException, fs  # imported only when needed: it takes a quarter of a second
-
-    try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
-        with filesystem.open_input_stream(path) as file:
-            return str(file.read().decode())
-    except ArrowException as error:
-        raise OSError(str(error)) from error
+def _read_file(path: str) -> bytes:
+    with Path(path).open("rb") as file:
+        return file.read(LARGEST_FILE + 1)
 
 
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
-    try:
-        values = yaml.load(text, Loader=_YamlLoader) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
+def _read_uri(uri: str) -> bytes:
+    from pyarrow import fs  # imported only when needed: it takes a quarter of a second
+
+    filesystem, path = fs.FileSystem.from_uri(uri)
+    with filesystem.open_input_stream(path) as file:
+        return bytes(file.read(LARGEST_FILE + 1))
+
+
+def _parse_yaml(text: str, source: str, kind: Any, within: Within) -> dict[str, Any]:
+    values = read_values(text, source, kind, within)
+    if values is None:
+        return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: holds {type(values).__name__}, not settings")
     return values
@@ -105,9 +107,8 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 def _parse_override(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
-    if not separator:
-        raise ConfigError(f"override {override!r} is not of the form KEY=VALUE")
-    try:
-        return key, yaml.load(text, Loader=_YamlLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+    if not separator or not key.strip("."):
+        raise ConfigError(f"override {shown(override)} is not of the form KEY=VALUE")
+    if override.encode(errors="replace").decode() != override:
+        raise ConfigError(f"override {shown(override)}: is no text in UTF-8")
+    return key, read_text(text, f"override {shown(override)}", kind_of(key))

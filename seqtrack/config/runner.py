@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from seqtrack.config.settings import NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from seqtrack.config.settings import Location, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 
 class RunConfig(Section):
@@ -17,7 +17,7 @@ class RunConfig(Section):
 
     NAME: str | None = None
     """Name of the run and its folder. Unset: the config's name and the time."""
-    STORAGE_PATH: str = "runs"
+    STORAGE_PATH: Location = "runs"
     """Folder or URI in which the run's folder is created. If workers run on several machines, all must reach it."""
     WORKERS: PositiveInt = 1
     """Training workers. Must divide TRAIN.BATCH_SIZE."""
@@ -51,6 +51,8 @@ class MlflowConfig(Section):
     """MLflow store. Unset: MLFLOW_TRACKING_URI, else a SQLite file beside the runs."""
     PATIENCE: NonNegativeFloat = 60.0
     """Seconds that a finished run waits for a store that does not accept its data."""
+    REQUIRED: bool = False
+    """Whether a run stops at its start if its store cannot be opened. false: it warns and trains anyway."""
 
 
 class HubConfig(Section):

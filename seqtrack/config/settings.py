@@ -10,13 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from seqtrack.locations import check_location
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, strict about types, closed to unknown keys, documented by attribute docstrings."""
+    """Base of all sections: frozen, strict about types, closed to unknown keys and to numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Rgb = tuple[float, float, float]
+Location = Annotated[str, AfterValidator(check_location)]
 
 
 class EncoderConfig(Section):
@@ -48,7 +53,7 @@ class EncoderConfig(Section):
     USE_CHECKPOINT: bool = False
     """Activation checkpointing per block: less memory, about a quarter more time."""
     # ours
-    PRETRAIN_FILE: str | None = None
+    PRETRAIN_FILE: Location | None = None
     """File with the weights for PRETRAIN_TYPE, in timm's or the MAE authors' layout. Unset: download from the Hub."""
 
 
@@ -75,7 +80,7 @@ class ModelConfig(Section):
     ENCODER: EncoderConfig = EncoderConfig()
     DECODER: DecoderConfig = DecoderConfig()
     # ours
-    WEIGHTS: str | None = None
+    WEIGHTS: Location | None = None
     """SeqTrack weights to start from: a published checkpoint, a `.safetensors` file or a run's checkpoint folder."""
 
     @model_validator(mode="after")
@@ -204,7 +209,7 @@ class SyntheticConfig(Section):
     """Frame width in pixels."""
     SEED: Annotated[int, Field(ge=0)] = 0
     """Seed of the pictures. The same seed gives the same bytes."""
-    PATH: str = "data"
+    PATH: Location = "data"
     """Folder in which the data set is written."""
 
 
@@ -225,9 +230,9 @@ class DataConfig(Section):
     SEARCH: SearchConfig = SearchConfig()
     TEMPLATE: TemplateConfig = TemplateConfig()
     # ours
-    ROOT: str | None = None
+    ROOT: Location | None = None
     """LaSOT folder or URI (`/data/lasot`, `s3://bucket/lasot`). `synthetic`: write and use a small made-up data set."""
-    SPLIT: str = "lasot_train"
+    SPLIT: Location = "lasot_train"
     """Which sequences: `lasot_train`, `lasot_test` (the benchmark's own lists), `all` on disk, or a file of names."""
     ON_MISMATCH: Literal["error", "drop", "redraw"] = "error"
     """What happens to a sequence whose frames do not fit its boxes (their number, or a gap). `error`: nothing starts.

@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
-from seqtrack.locations import absolute
+from seqtrack.locations import filesystem_at
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Root(NamedTuple):
 def open_root(root: str) -> Root:
     """Resolves a folder or URI. Raises DataError if nothing is there."""
     try:
-        filesystem, path = fs.FileSystem.from_uri(absolute(root))
+        filesystem, path = filesystem_at(root)
         found = filesystem.get_file_info(path).type
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"DATA.ROOT {root}: cannot be reached ({error})") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import ray
-from pyarrow import fs
 from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
@@ -16,7 +15,7 @@ from seqtrack.data.open import open_index
 from seqtrack.data.packed import PackedShard, check_done, is_packed, pack_shard, plan_shards, write_index
 from seqtrack.data.storage import DataError, Root, open_root
 from seqtrack.experiments.prepare import settle_paths
-from seqtrack.locations import lasting
+from seqtrack.locations import filesystem_at, lasting
 
 
 def pack(config: Config, target: str, allow_missing: bool = False, say: Callable[[str], None] = print) -> None:
@@ -29,7 +28,7 @@ def pack(config: Config, target: str, allow_missing: bool = False, say: Callable
     tree = open_root(str(config.DATA.ROOT))
     if is_packed(tree):
         raise DataError(f"DATA.ROOT {config.DATA.ROOT}: is packed already")
-    packed = Root(*fs.FileSystem.from_uri(target))
+    packed = Root(*filesystem_at(target))
     settings = config.DATA.model_copy(update={"ON_MISMATCH": "redraw"}) if allow_missing else config.DATA
     index = open_index(settings, tree, say)
     if not check_done(index, packed):

@@ -11,6 +11,7 @@ from pyarrow import ArrowException, fs
 
 from seqtrack.cluster.resources import Resources
 from seqtrack.config import Config, check_supported
+from seqtrack.data.datasets.lasot import BENCHMARK_SPLITS
 from seqtrack.data.datasets.synthetic import ensure_synthetic
 from seqtrack.data.open import Data, open_data
 from seqtrack.integrations import hub
@@ -94,7 +95,7 @@ def settle_paths(config: Config) -> Config:
         settled["DATA.ROOT"] = str(ensure_synthetic(config.with_settings(settled).DATA.SYNTHETIC))
     elif config.DATA.ROOT is not None:
         settled["DATA.ROOT"] = absolute(config.DATA.ROOT)
-    if config.DATA.SPLIT.endswith(".txt"):
+    if config.DATA.SPLIT not in (*BENCHMARK_SPLITS, "all"):
         settled["DATA.SPLIT"] = absolute(config.DATA.SPLIT)
     if config.MODEL.WEIGHTS is not None:
         settled["MODEL.WEIGHTS"] = absolute(config.MODEL.WEIGHTS)

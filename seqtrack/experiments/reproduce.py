@@ -6,7 +6,6 @@ All of it lies in the folder that RUN.NAME names: `phase1/` and `phase2/`, which
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -57,8 +56,7 @@ def reproduce(
     """
     # Two finished runs can be compared where their data are not.
     config, data = (settle_paths(config), None) if all(given) else open_experiment(config)
-    if mlflow_store.STORE_VARIABLE not in os.environ:  # the phases' storage is further down; one store holds them all
-        config = config.with_settings({"MLFLOW.TRACKING_URI": mlflow_store.tracking_uri(config)})
+    config = mlflow_store.with_one_store(config)  # the phases' storage is further down
     parent_run = mlflow_store.open_parent_run(config)
     experiment = RunFolder.of(config)
     config = config.with_settings({"RUN.STORAGE_PATH": experiment.location})

@@ -15,9 +15,10 @@ from seqtrack.cluster.stop import StopOnSignal
 from seqtrack.config import Config
 from seqtrack.environment import code_revision, submission
 from seqtrack.experiments.prepare import PreparedRun, keep_start, log_start, prepare
+from seqtrack.failures import without_passwords
 from seqtrack.integrations import hub
 from seqtrack.integrations.mlflow import MirrorThread
-from seqtrack.integrations.mlflow_store import tracking_uri, without_credentials
+from seqtrack.integrations.mlflow_store import check_store, tracking_uri
 from seqtrack.locations import child
 from seqtrack.runs.checkpoint import OpenedCheckpoint
 from seqtrack.runs.folder import write_settings
@@ -58,6 +59,7 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
     Raises InputError before any worker starts; later HopelessError or ray.train's TrainingFailedError.
     """
     config, run = prepared.config, prepared.run
+    check_store(config)
     join_cluster()
     resources = plan_resources(config, cluster_resources())
     write_settings(config, run)
@@ -102,7 +104,7 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
         ended.history,
         ended.step,
         stop.received if ended.stopped else None,
-        without_credentials(tracking_uri(config)),
+        without_passwords(tracking_uri(config)),
     )
 
 

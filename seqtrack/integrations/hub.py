@@ -7,6 +7,7 @@ The token is the client's own (HF_TOKEN, or `hf auth login`). It stays in the jo
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -14,14 +15,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import httpx2  # what the Hub's client speaks HTTP with
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, get_token, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils.sha import git_hash
 
-from seqtrack.config import SETTINGS_FILE, Config, parse_config
+from seqtrack.config import SETTINGS_FILE, Config, ConfigError, parse_config
+from seqtrack.config.servers import check_repository, shown, without_user
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
 from seqtrack.integrations.background import BackgroundSync
@@ -37,7 +38,7 @@ CARD_FILE = "README.md"
 
 
 class HubError(InputError):
-    """The Hub cannot be written to. The message says why, in a line."""
+    """The Hub cannot be used. The message says why, in a line."""
 
 
 class HubRepo:
@@ -45,7 +46,10 @@ class HubRepo:
 
     def __init__(self, repo_id: str) -> None:
         self.repo_id = repo_id
-        self._api = make_api()
+
+    @functools.cached_property
+    def _api(self) -> HfApi:
+        return make_api()
 
     @property
     def url(self) -> str:
@@ -59,7 +63,7 @@ class HubRepo:
             self._api.auth_check(self.repo_id, write=True)
         except LocalTokenNotFoundError as error:
             raise HubError(f"HUB.REPO_ID {self.repo_id}: no token (HF_TOKEN, or `hf auth login`)") from error
-        except (HfHubHTTPError, httpx2.HTTPError) as error:
+        except Exception as error:  # whatever its client raises
             status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response else None
             reason = {
                 401: "the Hub does not know the token",
@@ -188,8 +192,17 @@ class HubThread:
 
 
 def make_api() -> HfApi:
-    """The Hub's client for HF_ENDPOINT, as it is set now."""
-    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="seqtrack")
+    """The Hub's client for HF_ENDPOINT, as it is set now. Raises HubError if it or the token cannot be right."""
+    endpoint = os.environ.get("HF_ENDPOINT")
+    if endpoint is not None:
+        endpoint = endpoint.strip().rstrip("/")
+        if not endpoint.startswith(("http://", "https://")):
+            host = without_user(endpoint.rpartition("://")[2]) or "huggingface.co"
+            raise HubError(f"HF_ENDPOINT {shown(endpoint)!r} is no address; https://{host} may be right")
+    token = get_token() or ""
+    if not (token.isascii() and token.isprintable()) or " " in token:  # never shown, though its client would
+        raise HubError("the token (HF_TOKEN, or `hf auth login`) has letters that no token has; copy it anew")
+    return HfApi(endpoint=endpoint, library_name="seqtrack")
 
 
 def fetch_checkpoint(location: str) -> Path:
@@ -202,8 +215,9 @@ def fetch_checkpoint(location: str) -> Path:
     repo, _, path = rest.strip("/").partition("/")
     repo, _, revision = repo.partition("@")
     wanted = path.removeprefix(FOLDER).strip("/")
-    api = make_api()
     try:
+        check_repository("hf://", f"{user}/{repo}")
+        api = make_api()
         commit = api.model_info(f"{user}/{repo}", revision=revision or None).sha
         files = api.list_repo_tree(f"{user}/{repo}", FOLDER, recursive=True, revision=commit)
         names = {Path(file.path).parts[1] for file in files if isinstance(file, RepoFile)}
@@ -215,10 +229,12 @@ def fetch_checkpoint(location: str) -> Path:
         raise CheckpointError(f"{location}: no finished checkpoint there") from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"{location}: no such repository, or the token may not read it") from error
-    except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{location}: cannot be read ({str(error).strip().splitlines()[0]})") from error
+    except CheckpointError:
+        raise
+    except ConfigError as error:
+        raise CheckpointError(f"{location}: {error}") from error
+    except Exception as error:  # whatever its client raises
+        raise CheckpointError(f"{location}: cannot be read ({explain(error)})") from error
     return Path(root, FOLDER, name)
 
 

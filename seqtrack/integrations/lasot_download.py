@@ -25,7 +25,7 @@ from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.storage import DataError, Root
 from seqtrack.errors import did_you_mean
 from seqtrack.integrations.hub import make_api
-from seqtrack.locations import is_uri
+from seqtrack.locations import absolute, is_uri
 
 STAGING = ".fetching"
 """In the tree's folder: what is not yet whole."""
@@ -38,9 +38,9 @@ def fetch(settings: DataConfig, say: Callable[[str], None]) -> None:
     Hub does not have, a zip that cannot be used, damaged files or a full disk; OSError and what the Hub's client
     raises, after which another call goes on.
     """
-    if settings.ROOT in (None, "synthetic") or is_uri(settings.ROOT):
+    if settings.ROOT in (None, "synthetic") or is_uri(absolute(settings.ROOT)):
         raise ConfigError(f"DATA.ROOT {settings.ROOT}: not a folder of this machine to download into")
-    root = Path(settings.ROOT).expanduser().absolute()
+    root = Path(absolute(settings.ROOT))
     api = make_api()
     archives, revision = find_archives(api, settings)
     to_fetch = []

@@ -9,6 +9,7 @@ nothing twice. A server that is slow, away or failing delays no step; it gets th
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shlex
@@ -18,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
@@ -35,7 +37,7 @@ from seqtrack.config import SETTINGS_FILE, Config
 from seqtrack.environment import command
 from seqtrack.integrations.background import BackgroundSync
 from seqtrack.integrations.mirror_state import MIRROR_FILE, SECONDS_TO_OPEN, MirrorState, Status
-from seqtrack.integrations.mlflow_store import find_experiment, make_client, tracking_uri, without_credentials
+from seqtrack.integrations.mlflow_store import find_experiment, make_client, shown_store, tracking_uri
 from seqtrack.model.weights import read_weights
 from seqtrack.reports.plots import report_figures
 from seqtrack.reports.snapshots import snapshot_figure
@@ -56,7 +58,6 @@ class Mirror:
         """Raises RunFileError if the folder's `mlflow.json` is empty or cut off."""
         self._config, self._run = config, run
         self.state = MirrorState.read(run)
-        self._client = make_client(config)
         self._open = False
         self._metrics = Tail(run, METRICS_FILE)
         self._sent_step = 0
@@ -118,6 +119,11 @@ class Mirror:
     def unsent(self) -> int:
         """How many records MLflow is not known to have. Reads all of them. Raises OSError or ArrowException."""
         return sum(record["step"] > self._sent_step for record in read_metrics(self._run))
+
+    @functools.cached_property
+    def _client(self) -> MlflowClient:
+        """Made when it is first needed, in the mirror's own thread: that may fail, and is then tried again."""
+        return make_client(self._config)
 
     @property
     def _run_id(self) -> str:
@@ -207,7 +213,7 @@ class MirrorThread:
         self._mirror = Mirror(config, run)
         self._mirror.start(tags, params)
         self._opened = threading.Event()
-        self._server = f"MLflow at {without_credentials(tracking_uri(config))}"
+        self._server = shown_store(config)
         self._thread = BackgroundSync(self._server, self._sync, self._mirror.finish)
         self._thread.start()
 
@@ -252,7 +258,7 @@ class MirrorThread:
 def deliver(location: str) -> Mirror:
     """Brings MLflow up to date with the run in a folder, which no training writes meanwhile.
 
-    Raises InputError if there is no run; MlflowException; OSError if the folder cannot be read.
+    Raises InputError if there is no run, OSError if the folder cannot be read, and whatever MLflow raises.
     """
     try:
         run = RunFolder.at(location)

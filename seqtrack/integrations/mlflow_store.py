@@ -4,75 +4,180 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import tempfile
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.file_utils import ExclusiveFileLock
 
 from seqtrack.config import Config
-from seqtrack.failures import explain
+from seqtrack.config.servers import DATABASES, STORE_VARIABLE, named_experiment, named_store
+from seqtrack.errors import InputError
+from seqtrack.failures import explain, without_passwords
+from seqtrack.integrations.mirror_state import SECONDS_TO_OPEN
 from seqtrack.locations import is_uri, lasting
 
 logger = logging.getLogger(__name__)
 
-STORE_VARIABLE = "MLFLOW_TRACKING_URI"
+SQLITE = "sqlite:///"
+_CHATTY = (
+    *("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor", "urllib3"),
+    "mlflow.utils.databricks_utils",
+)
+"""What logs every table of a new store, every try again, or errors that reach us anyway, some with a traceback."""
+
+SECONDS_FOR_TABLES = 120.0
+"""A new file's tables are made in a second or two, on a busy machine in many."""
+
+
+class StoreError(InputError):
+    """The MLflow store cannot be opened. The message says which and why, in a line."""
 
 
 def tracking_uri(config: Config) -> str:
     """The store: MLFLOW_TRACKING_URI, else the setting, else a SQLite file beside the runs.
 
-    Where the runs lie in an object store, which cannot hold a SQLite file, it is in this folder's `runs/`.
+    Where the runs lie in an object store, which cannot hold a SQLite file, it is in this folder's `runs/`. Raises
+    ConfigError for what cannot be a store.
     """
     folder = lasting("runs") if is_uri(config.RUN.STORAGE_PATH) else config.RUN.STORAGE_PATH
-    return os.environ.get(STORE_VARIABLE) or config.MLFLOW.TRACKING_URI or f"sqlite:///{folder}/mlflow.db"
+    return named_store(config) or sqlite_uri(Path(folder, "mlflow.db"))
+
+
+def sqlite_uri(file: Path) -> str:
+    """The store in a SQLite file. SQLAlchemy decodes `%20` in a URI, and takes `?` for the beginning of options."""
+    return SQLITE + re.sub(r"%(?=[0-9a-fA-F]{2})|\?", lambda found: quote(found[0]), str(file))
+
+
+def artifacts_beside(uri: str) -> str | None:
+    """The place for the artifacts of the store in a SQLite file; None for a server, which knows its own place."""
+    file = sqlite_file(uri)  # given as a URI, since MLflow would decode %20 in a path
+    return None if file is None else (file.absolute().parent / "mlartifacts").as_uri()
+
+
+def shown_store(config: Config) -> str:
+    """The store as messages name it."""
+    return f"MLflow at {without_passwords(tracking_uri(config))}"
+
+
+def with_one_store(config: Config) -> Config:
+    """With this store for all parts of an experiment. By default each would have one beside its folder.
+
+    What the environment names stays there: it holds for all parts anyway, and may have a password.
+    """
+    if os.environ.get(STORE_VARIABLE, "").strip():
+        return config
+    return config.with_settings({"MLFLOW.TRACKING_URI": tracking_uri(config)})
 
 
 def make_client(config: Config) -> MlflowClient:
-    for chatty in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor", "urllib3"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)  # every table of a new store, every try again
+    """A client of the store. Making one opens a database, and may raise anything."""
+    for chatty in _CHATTY:
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
     # MLflow's own patience with a server is minutes for each request; ours is a loop that can be ended.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     # The link that it prints at a run's end has the password that a server's URI may have.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    return MlflowClient(tracking_uri(config))
+    uri = tracking_uri(config)
+    if uri.partition(":")[0].partition("+")[0].lower() in DATABASES:
+        from mlflow.store.db import utils  # takes a second, and servers do not need it
+
+        utils.MAX_RETRY_COUNT = 1  # else it tries for 100 s, without a word
+    file = sqlite_file(uri)
+    if file is None:
+        return MlflowClient(uri)
+    # MLflow makes a database's tables, and changes those of an older version, in many steps. Two processes at it at
+    # once fail, both of them perhaps, and what they leave cannot be opened. So does a process that is killed amid it.
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with ExclusiveFileLock(str(file.with_name(f".{file.name}.lock"))):
+        if not file.exists():
+            _make_database(file)
+        return MlflowClient(uri)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite store; None for other stores."""
+    if not uri.lower().startswith("sqlite"):
+        return None
+    from sqlalchemy.engine import make_url
+
+    database = make_url(uri).database
+    return Path(database) if database and not database.startswith("file:") else None
+
+
+def open_store(config: Config) -> tuple[MlflowClient, str]:
+    """A client of the store and the id of the experiment, which is made if need be.
+
+    Raises StoreError where that fails or takes longer than SECONDS_TO_OPEN, for a file SECONDS_FOR_TABLES.
+    """
+    opened: Future[tuple[MlflowClient, str]] = Future()
+
+    def work() -> None:
+        try:
+            client = make_client(config)
+            opened.set_result((client, find_experiment(client, config)))
+        except Exception as error:
+            opened.set_exception(error)
+
+    threading.Thread(target=work, name="opens MLflow's store", daemon=True).start()
+    patience = SECONDS_FOR_TABLES if tracking_uri(config).lower().startswith("sqlite") else SECONDS_TO_OPEN
+    try:
+        return opened.result(patience)
+    except Exception as error:
+        reason = explain(error) if opened.done() else f"no answer within {patience:g} s"
+        raise StoreError(f"{shown_store(config)} cannot be opened: {reason}") from error
+
+
+def check_store(config: Config) -> None:
+    """Raises StoreError if MLFLOW.REQUIRED is set and the store cannot be opened."""
+    if config.MLFLOW.REQUIRED:
+        open_store(config)
 
 
 def find_experiment(client: MlflowClient, config: Config) -> str:
     """Id of the experiment: MLFLOW_EXPERIMENT_ID, or by MLFLOW_EXPERIMENT_NAME or the setting, made if need be."""
-    if number := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+    if number := os.environ.get("MLFLOW_EXPERIMENT_ID", "").strip():
         return number
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or config.MLFLOW.EXPERIMENT
+    _, name = named_experiment(config)
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return experiment.experiment_id
-    # Beside a SQLite file; a server knows its own place.
-    uri = tracking_uri(config)
-    file = uri.removeprefix("sqlite:///")
-    return client.create_experiment(
-        name, artifact_location=str(Path(file).parent / "mlartifacts") if file != uri else None
-    )
+    try:
+        return client.create_experiment(name, artifact_location=artifacts_beside(tracking_uri(config)))
+    except MlflowException:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            raise
+        return experiment.experiment_id  # another process made it meanwhile
 
 
 def open_parent_run(config: Config) -> str | None:
     """The MLflow run that holds the parts of the experiment RUN.NAME: of an earlier start of it, or a new one.
 
-    None, with a warning, where MLflow cannot be reached.
+    None, with a warning, where MLflow does not make one. Raises StoreError instead if MLFLOW.REQUIRED is set.
     """
     try:
-        client = make_client(config)
-        experiment = find_experiment(client, config)
-        found = client.search_runs([experiment], f"tags.experiment_of_parts = '{config.RUN.NAME}'", max_results=1)
+        client, experiment = open_store(config)
+        mark = '"' if "'" in str(config.RUN.NAME) else "'"
+        ours = f"tags.experiment_of_parts = {mark}{config.RUN.NAME}{mark}"
+        found = client.search_runs([experiment], ours, max_results=1)
         if found:
             return found[0].info.run_id
         tags = resolve_tags({"experiment_of_parts": str(config.RUN.NAME)})
         return client.create_run(experiment, run_name=config.RUN.NAME, tags=tags).info.run_id
-    except MlflowException as error:
+    except Exception as error:
+        if config.MLFLOW.REQUIRED:
+            raise StoreError(f"no MLflow run for {config.RUN.NAME} as a whole: {explain(error)}") from error
         logger.warning("no MLflow run for %s as a whole: %s", config.RUN.NAME, explain(error))
         return None
 
@@ -82,7 +187,7 @@ def close_parent_run(
 ) -> None:
     """Puts a report's files into the run's artifacts, under `report`, and its numbers into the run's metrics.
 
-    Warns where MLflow cannot be reached. Does nothing without a run.
+    Warns where MLflow does not take them. Does nothing without a run.
     """
     if run_id is None:
         return
@@ -92,11 +197,15 @@ def close_parent_run(
         client.log_artifacts(run_id, str(folder), "report")
         client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in metrics.items()])
         client.set_terminated(run_id, status)
-    except MlflowException as error:
+    except Exception as error:
         logger.warning("MLflow did not take the report; the same command tries again: %s", explain(error))
 
 
-def without_credentials(uri: str) -> str:
-    """The URI as it may be shown: without the user and password that it may hold."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.netloc else uri
+def _make_database(file: Path) -> None:
+    """Makes an empty SQLite store, which appears whole."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as folder:
+        made = Path(folder, file.name)
+        SqlAlchemyStore(sqlite_uri(made), artifacts_beside(sqlite_uri(file))).engine.dispose()
+        made.replace(file)

@@ -21,6 +21,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from seqtrack.config import SETTINGS_FILE, Config, load_config, parse_config
 from seqtrack.errors import InputError
+from seqtrack.failures import explain
 from seqtrack.model.seqtrack import SeqTrack, build_model
 
 Weights = dict[str, Tensor]
@@ -187,8 +188,7 @@ def _pretrained_encoder(config: Config) -> tuple[str, str]:
     try:
         return hf_hub_download(repository, MODEL_FILE), f"{repository} on the Hub"
     except Exception as error:  # network, Hub or disk: none may lead to random weights
-        cause = error.__cause__ or error
-        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+        reason = explain(error.__cause__ or error)
         raise WeightsError(
             f"{setting}: {repository} cannot be had from the Hub ({reason}). Two ways out: a network (HF_ENDPOINT "
             "names a mirror), or a local file of timm's or the MAE authors' weights, MODEL.ENCODER.PRETRAIN_FILE=FILE"

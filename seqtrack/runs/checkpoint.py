@@ -26,6 +26,7 @@ import torch
 from pyarrow import ArrowException, fs
 from safetensors import SafetensorError, safe_open
 
+from seqtrack.config import SETTINGS_FILE
 from seqtrack.errors import InputError
 from seqtrack.locations import absolute, parent
 from seqtrack.model.weights import META_FILE, MODEL_FILE, Weights, save_safetensors
@@ -223,8 +224,9 @@ def find_checkpoint(location: str) -> StoredCheckpoint:
         run = RunFolder.at(around or "/")
         if NAME.fullmatch(name) or run.has(f"{name}/{SUMS_FILE}"):
             return StoredCheckpoint(run, name)
-        if not name.isdigit() and name != "latest":
-            run, name = RunFolder.at(absolute(location)), "latest"
+        itself = RunFolder.at(location)
+        if (not name.isdigit() and name != "latest") or itself.has(SETTINGS_FILE):  # a run may be called 2024
+            run, name = itself, "latest"
         return StoredCheckpoint(run, find_name(whole_checkpoints(run), name, location))
     except (OSError, ArrowException) as error:
         raise CheckpointError(f"{location}: cannot be read ({error})") from error

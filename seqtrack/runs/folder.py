@@ -12,7 +12,7 @@ from pyarrow import ArrowException, fs
 from seqtrack import files
 from seqtrack.config import SETTINGS_FILE, Config, ConfigError, load_settings
 from seqtrack.errors import InputError
-from seqtrack.locations import absolute, child
+from seqtrack.locations import as_path, child, filesystem_at
 
 
 class RunFileError(InputError):
@@ -27,13 +27,13 @@ class RunFolder:
     path: str
     """Path within the filesystem."""
     location: str
-    """Path or URI as the user writes it."""
+    """Path, or URI of an object store, as the user writes it."""
 
     @classmethod
     def at(cls, location: str) -> RunFolder:
-        """The folder at a path or URI. Raises OSError or ArrowException if a URI cannot be resolved."""
-        filesystem, path = fs.FileSystem.from_uri(absolute(location))
-        return cls(filesystem, path.rstrip("/"), location)
+        """The folder at a path or URI. Raises InputError, OSError or ArrowException if a URI cannot be resolved."""
+        filesystem, path = filesystem_at(location)
+        return cls(filesystem, path.rstrip("/"), as_path(location))
 
     @classmethod
     def of(cls, config: Config) -> RunFolder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import signal
 import sys
@@ -21,7 +20,7 @@ from seqtrack.config import Config
 from seqtrack.environment import command
 from seqtrack.errors import Stopped
 from seqtrack.experiments.prepare import open_experiment
-from seqtrack.integrations.mlflow_store import STORE_VARIABLE, close_parent_run, open_parent_run, tracking_uri
+from seqtrack.integrations.mlflow_store import close_parent_run, open_parent_run, with_one_store
 from seqtrack.locations import child
 from seqtrack.runs.folder import RunFolder, open_run, write_settings
 from seqtrack.sweeps.observer import Observer, interrupt_when_ended
@@ -84,13 +83,6 @@ def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) 
     for line in where_results_are(trials, folder):
         say(line)
     return 1 if failed else 0
-
-
-def with_one_store(config: Config) -> Config:
-    """With the sweep's MLflow store for all trials. By default each would have one beside its folder."""
-    if STORE_VARIABLE in os.environ:
-        return config
-    return config.with_settings({"MLFLOW.TRACKING_URI": tracking_uri(config)})
 
 
 def publish_summary(setting: TrialSetting, trials: Sequence[Trial], parent: str | None) -> str:

@@ -5,10 +5,12 @@ Nothing here imports Ray, so that a mistake in the file is told at once.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
 import re
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,8 +18,22 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from seqtrack.config import Config, ConfigError, PositiveFloat, PositiveInt, parse_model, read_yaml, setting_docs
+from seqtrack.config import (
+    Config,
+    ConfigError,
+    PositiveFloat,
+    PositiveInt,
+    key_of,
+    kind_of,
+    kind_within,
+    parse_model,
+    read_yaml,
+    setting_docs,
+    shown,
+    shown_key,
+)
 from seqtrack.errors import did_you_mean
+from seqtrack.locations import LONGEST_NAME
 
 Params = dict[str, Any]
 """What a trial has different from the others: dotted setting -> value."""
@@ -29,7 +45,7 @@ FALLING = ("loss", "grad_norm")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Parameter(_Section):
@@ -161,11 +177,18 @@ class Sweep(_Section):
         known = [doc.key for doc in setting_docs()]
         for key, parameter in self.parameters.items():
             if key not in known:
-                raise ConfigError(f"{source}: parameters.{key}: unknown setting{did_you_mean(key, known)}")
+                raise ConfigError(f"{source}: parameters.{shown_key(key)}: unknown setting{did_you_mean(key, known)}")
             if key.startswith(NOT_SWEPT):
                 raise ConfigError(f"{source}: parameters.{key}: is the same for all trials of a sweep")
+            names: dict[str, Any] = {}
             for value in parameter.examples():
                 config.with_settings({key: value}, f"{source}: parameters.{key}")
+                same = names.setdefault(trial_name({key: value}), value)
+                if json.dumps(same) != json.dumps(value):
+                    raise ConfigError(
+                        f"{source}: parameters.{key}: {shown(same)} and {shown(value)} would share the folder "
+                        f"{trial_name({key: value})}; write one of them in another way"
+                    )
         if config.HUB.REPO_ID is not None:
             raise ConfigError(
                 "HUB.REPO_ID: trials are not uploaded; train.py with the sweep's best_config.yaml does it"
@@ -177,7 +200,7 @@ class Sweep(_Section):
 
 def load_sweep(path: str | Path) -> Sweep:
     """Reads a sweep's YAML file. Raises ConfigError naming the file and the key."""
-    return parse_sweep(read_yaml(path), str(path))
+    return parse_sweep(read_yaml(path, Sweep, _within), str(path))
 
 
 def parse_sweep(values: dict[str, Any], source: str) -> Sweep:
@@ -190,11 +213,22 @@ def trial_name(params: Mapping[str, Any]) -> str:
     short = {key: key.rpartition(".")[2] for key in params}
     names = {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
     text = ",".join(f"{names[key]}={json.dumps(value).strip(chr(34))}" for key, value in params.items())
-    return re.sub(r"[^\w.,=+-]+", "_", text)
+    name = re.sub(r"[^\w.,=+-]+", "_", text)
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+    return f"{name.encode()[: LONGEST_NAME - 11].decode(errors='ignore')}-{digest}"
+
+
+def _within(kind: Any, name: str) -> Any:
+    """As `kind_within`: the values of a parameter are of the type of the setting that it names."""
+    if kind == dict[str, Parameter]:
+        return types.GenericAlias(dict, (str, types.GenericAlias(list, (kind_of(name),))))
+    return kind_within(kind, name)
 
 
 def _explain(detail: Any, source: str) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
+    key = key_of(detail)
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
         message = f"unknown; {', '.join(_names_beside(detail['loc']))} are known"

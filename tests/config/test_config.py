@@ -104,9 +104,10 @@ def test_a_bad_setting_is_named_with_its_file(settings: dict[str, Any], message:
     [
         ("TRAIN.LR", "override 'TRAIN.LR' is not of the form KEY=VALUE"),
         ("TRAIN.LRR=1.0", "command line: TRAIN.LRR: unknown setting; did you mean TRAIN.LR?"),
+        ("TRAIN.LR.\n=1", "command line: 'TRAIN.LR.\\n': unknown setting; did you mean TRAIN.LR?"),
         ("TRAIN=1", "command line: TRAIN is a section, not a setting"),
         ("TRAIN.LR.X=1", "command line: TRAIN.LR.X: unknown setting; did you mean TRAIN.LR?"),
-        ("TRAIN.LR=[1", "override 'TRAIN.LR=[1': the value is not valid YAML"),
+        ("TRAIN.LR=[1", "override 'TRAIN.LR=[1': not valid YAML (line 1: expected"),
     ],
 )
 def test_a_bad_override_is_blamed_on_the_command_line(tmp_path: Path, override: str, message: str) -> None:

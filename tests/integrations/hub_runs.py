@@ -1,21 +1,40 @@
-"""Runs whose checkpoints go to the Hub: made once, and put into folders as a training does it."""
+"""A Hub, and runs whose checkpoints go there: made once, and put into folders as a training does it."""
 
 from __future__ import annotations
 
 import functools
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 
 from seqtrack.config import Config, parse_config
 from seqtrack.runs.checkpoint import Contents, checkpoint_name, write_checkpoint
 from seqtrack.training.state import TrainState, generator_states
 from tests.folders import stored_at
+from tests.integrations.hub_server import TOKEN, HubServer
 from tests.settings import make_tiny_settings
 
 REPO = "someone/seqtrack-tiny"
+
+
+@contextmanager
+def hub_server(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[HubServer]:
+    """An empty Hub, which the client uses."""
+    server = HubServer()
+    monkeypatch.setenv("HF_ENDPOINT", server.uri)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    # Xet is another protocol, to another server; the client's own switch leaves it to HTTP.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 def tiny() -> Config:

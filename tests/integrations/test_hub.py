@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +28,11 @@ from seqtrack.runs.checkpoint import (
 )
 from seqtrack.runs.folder import RunFolder
 from tests.folders import run_at
-from tests.integrations.hub_runs import REPO, tiny, train
+from tests.integrations.hub_runs import REPO, hub_server, tiny, train
 from tests.integrations.hub_server import READER, TOKEN, Fault, HubServer
 from tests.integrations.servers import empty_store, wait_until
 from tests.training import loops
 from tests.training.runs import assert_same_bits
-
-
-@contextmanager
-def hub_server(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[HubServer]:
-    """An empty Hub, which the client uses."""
-    server = HubServer()
-    monkeypatch.setenv("HF_ENDPOINT", server.uri)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    # Xet is another protocol, to another server; the client's own switch leaves it to HTTP.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

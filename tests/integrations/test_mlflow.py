@@ -104,6 +104,16 @@ def test_a_run_that_goes_on_is_one_run_with_every_step_once(server: MlflowServer
     assert {"config.yaml", "train.log"} <= artifacts(config)
 
 
+def test_a_line_break_after_the_address_of_a_server_is_no_part_of_it(
+    server: MlflowServer, tracked: Tracked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = tracked(server.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{server.uri}\n")
+    mirror = started(config, run)
+    mirror.finish()
+    assert {"config.yaml", "train.log"} <= artifacts(config)
+
+
 def test_more_records_than_a_request_may_hold(server: MlflowServer, tracked: Tracked) -> None:
     config, run = tracked(server.uri)
     train(run, 0, 1234)

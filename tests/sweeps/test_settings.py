@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from seqtrack.config import Config, ConfigError, load_config
+from seqtrack.locations import check_name
 from seqtrack.sweeps.settings import Sweep, load_sweep, trial_name
 
 REPOSITORY = Path(__file__).parents[2]
@@ -159,6 +160,20 @@ def test_uploads_belong_to_one_training() -> None:
 )
 def test_a_trial_is_called_by_its_values(params: dict[str, Any], name: str) -> None:
     assert trial_name(params) == name
+
+
+def test_a_trial_with_long_values_has_a_name_that_a_folder_can_have() -> None:
+    names = {trial_name({"MODEL.WEIGHTS": "x" * 300 + end}) for end in ("", "a", "b")}
+    assert len(names) == 3
+    for name in names:
+        check_name(name)
+
+
+@pytest.mark.parametrize("values", [["a/b", "a_b"], [None, "null"], ["a b", "c", "a_b"]])
+def test_values_that_would_share_a_folder_are_refused(values: list[str | None]) -> None:
+    sweep = sweep_of(parameters={"MODEL.WEIGHTS": {"grid": values}})
+    with pytest.raises(ConfigError, match=r"s\.yaml: parameters\.MODEL\.WEIGHTS: .* would share the folder WEIGHTS="):
+        sweep.check(Config(), "s.yaml")
 
 
 def test_metrics_that_fall_are_better_when_less() -> None:
