@@ -43,7 +43,7 @@ def test_a_video_that_was_filmed_sideways_is_turned(tmp_path: Path) -> None:
 def test_a_video_that_is_cut_off_is_read_to_the_cut(tmp_path: Path) -> None:
     whole = write_video(tmp_path / "a.mkv", [disc(number)[0] for number in range(60)])
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    read = []
+    read: list[int] = []
     with pytest.raises(CutOff, match=r"a\.mkv: (is cut off after|cannot be decoded after frame) \d+"):
         read.extend(shot.number for shot in open_source(str(whole)).shots())
         pytest.fail("the cut was not noticed")

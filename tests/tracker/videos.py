@@ -33,6 +33,7 @@ def write_video(
     """`moments`: seconds at which frames are shown; else 25 a second."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = TICKS
