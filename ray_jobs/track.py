@@ -1,4 +1,4 @@
-"""Brings MLflow up to date with a run: `seqtrack track` as a Ray job, on a cluster whose disk has the run."""
+"""Follows targets through a video: `seqtrack track`. Does not start Ray."""
 
 from __future__ import annotations
 
