@@ -57,13 +57,13 @@ def command(program: str, arguments: Sequence[str]) -> list[str]:
     submitted = submission() is not None
     if started.name == "seqtrack":
         found = submitted or shutil.which("seqtrack") == str(started)
-        start = ["seqtrack" if found else _from_here(started), program]
+        start = ["seqtrack" if found else from_here(started), program]
     else:
-        start = ["python" if submitted else _from_here(Path(sys.executable)), script]
+        start = ["python" if submitted else from_here(Path(sys.executable)), script]
     return [*(SUBMIT if submitted else ()), *start, *arguments]
 
 
-def _from_here(path: Path) -> str:
+def from_here(path: Path) -> str:
     """The path relative to the current folder if it lies below it, else unchanged."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 

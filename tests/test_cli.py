@@ -52,6 +52,8 @@ ANSWERS = {
     "sweep --config demo --sweep smok": (2, "did you mean smoke? (the recipes: lr_asha, lr_seed, smoke)"),
     "sweep --config demo --sweep smoke HUB.REPO_ID=me/x": (2, "HUB.REPO_ID: trials are not uploaded"),
     "reproduce --config demo --resume-epoch 11": (2, "--resume-epoch 11: not one of 2 to TRAIN.EPOCH, 10"),
+    "track --help": (0, "--box X,Y,W,H"),
+    "track --weights runs/x --source a.mp4 --box 1,2,3": (2, "error: --box 1,2,3: a box is four numbers, x,y,w,h in"),
     "pack-lasot --to packed": (2, "error: DATA.ROOT: name the tree to pack"),
 }
 """What is typed after `seqtrack` -> exit code, and a part of the answer."""

@@ -27,8 +27,8 @@ from seqtrack.config import (
     setting_docs,
     with_overrides,
 )
-from seqtrack.environment import command
-from seqtrack.locations import stem
+from seqtrack.environment import command, from_here
+from seqtrack.locations import lasting, stem
 from seqtrack.runs.allowances import check_allowances
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
         print_stopped(outcome, go_on)
         return 128 + outcome.stopped_by
     print_outcome(outcome)
+    print(f"Track with it:        {shown(tracking(config, outcome), 'track')}")
     return 0
 
 
@@ -133,8 +134,21 @@ def again(options: argparse.Namespace, config: Config) -> str:
     return shown([*arguments, f"RUN.NAME={config.RUN.NAME}"])
 
 
-def shown(arguments: Sequence[str]) -> str:
-    return shlex.join(command("train", arguments))
+def shown(arguments: Sequence[str], program: str = "train") -> str:
+    return shlex.join(command(program, arguments))
+
+
+def tracking(config: Config, outcome: Outcome) -> list[str]:
+    """Arguments of `track` with the trained model: in a synthetic sequence that it has not seen, or a video."""
+    if config.DATA.ROOT != "synthetic":
+        return ["--weights", outcome.folder, "--source", "VIDEO", "--box", "X,Y,W,H"]
+    from seqtrack.data.datasets.synthetic import ensure_synthetic
+
+    synthetic = config.DATA.SYNTHETIC
+    place = lasting(synthetic.PATH)
+    unseen = synthetic.model_copy(update={"SEED": synthetic.SEED + 1, "SEQUENCES": 2, "PATH": place})
+    sequence = ensure_synthetic(unseen) / "kite" / "kite-1"
+    return ["--weights", outcome.folder, "--source", from_here(sequence)]
 
 
 def print_stopped(outcome: Outcome, go_on: str) -> None:

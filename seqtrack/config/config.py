@@ -51,7 +51,7 @@ class Config(Section):
     DATA: DataConfig = DataConfig()
     MODEL: ModelConfig = ModelConfig()
     TRAIN: TrainConfig = TrainConfig()
-    TEST: Annotated[TestConfig, NoEffect("training does not read it")] = TestConfig()
+    TEST: Annotated[TestConfig, NoEffect("training does not read it; tracking does")] = TestConfig()
     RUN: RunConfig = RunConfig()
     MLFLOW: MlflowConfig = MlflowConfig()
     HUB: HubConfig = HubConfig()

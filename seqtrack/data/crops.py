@@ -69,7 +69,7 @@ def jitter_box(box_xywh: Box, normal: Sequence[float], uniform: Sequence[float],
     return np.concatenate((centre - np.float32(0.5) * size, size)).astype(np.float32)
 
 
-def crop_region(box_xywh: Box, factor: float) -> Region:
+def crop_region(box_xywh: NDArray[np.floating], factor: float) -> Region:
     """The square of side ceil(sqrt(w·h) · factor) around the box's centre."""
     x, y, w, h = (float(value) for value in box_xywh)
     side = math.ceil(math.sqrt(w * h) * factor)

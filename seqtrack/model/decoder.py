@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +25,19 @@ class TokenEmbedding(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L) tokens -> (B, L, D)."""
         return self.dropout(self.LayerNorm(self.word_embeddings(tokens)))
+
+
+class KeysValues(NamedTuple):
+    """What an attention layer reads, by head: H heads of D / H channels, S positions."""
+
+    keys: Tensor
+    """(B, H, S, D / H)."""
+    values: Tensor
+    """(B, H, S, D / H)."""
+
+    def then(self, new: KeysValues) -> KeysValues:
+        """These positions and, after them, the new ones."""
+        return KeysValues(torch.cat((self.keys, new.keys), dim=2), torch.cat((self.values, new.values), dim=2))
 
 
 class DecoderLayer(nn.Module):
@@ -47,10 +63,38 @@ class DecoderLayer(nn.Module):
         def cross_attention(x: Tensor) -> Tensor:
             return self.multihead_attn(x + pos_LD, memory_BND + pos_ND, memory_BND, need_weights=False)[0]
 
+        return self._sublayers(x_BLD, self_attention, cross_attention)
+
+    def read(self, memory_BND: Tensor, pos_ND: Tensor) -> KeysValues:
+        """What the cross-attention reads of the image. It does not depend on the tokens, so one frame needs it once."""
+        return _keys_values(self.multihead_attn, memory_BND + pos_ND, memory_BND)
+
+    def step(
+        self, x_B1D: Tensor, pos_1D: Tensor, image: KeysValues, before: KeysValues | None
+    ) -> tuple[Tensor, KeysValues]:
+        """One more position of what `forward` computes, without dropout: its output, and what later positions read.
+
+        `before`: what this position reads of those before it; None at the first one.
+        """
+        own: list[KeysValues] = []
+
+        def self_attention(x: Tensor) -> Tensor:
+            query = x + pos_1D
+            new = _keys_values(self.self_attn, query, x)
+            own.append(new if before is None else before.then(new))
+            return _attend(self.self_attn, query, own[0])
+
+        def cross_attention(x: Tensor) -> Tensor:
+            return _attend(self.multihead_attn, x + pos_1D, image)
+
+        return self._sublayers(x_B1D, self_attention, cross_attention), own[0]
+
+    def _sublayers(
+        self, x: Tensor, self_attention: Callable[[Tensor], Tensor], cross_attention: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         def feedforward(x: Tensor) -> Tensor:
             return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
-        x = x_BLD
         for sublayer, norm in (
             (self_attention, self.norm1),
             (cross_attention, self.norm2),
@@ -58,6 +102,26 @@ class DecoderLayer(nn.Module):
         ):
             x = x + self.dropout(sublayer(norm(x))) if self.pre_norm else norm(x + self.dropout(sublayer(x)))
         return x
+
+
+def _keys_values(attention: nn.MultiheadAttention, keys: Tensor, values: Tensor) -> KeysValues:
+    _, weight_key, weight_value = attention.in_proj_weight.chunk(3)
+    _, bias_key, bias_value = attention.in_proj_bias.chunk(3)
+    return KeysValues(
+        _by_head(attention, F.linear(keys, weight_key, bias_key)),
+        _by_head(attention, F.linear(values, weight_value, bias_value)),
+    )
+
+
+def _attend(attention: nn.MultiheadAttention, query_B1D: Tensor, read: KeysValues) -> Tensor:
+    dim = attention.embed_dim
+    query = _by_head(attention, F.linear(query_B1D, attention.in_proj_weight[:dim], attention.in_proj_bias[:dim]))
+    return attention.out_proj(F.scaled_dot_product_attention(query, *read).transpose(1, 2).flatten(2))
+
+
+def _by_head(attention: nn.MultiheadAttention, x_BSD: Tensor) -> Tensor:
+    """(B, S, D) -> (B, H, S, D / H)."""
+    return x_BSD.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
 
 
 class DecoderBody(nn.Module):
@@ -94,6 +158,31 @@ class Decoder(nn.Module):
         """(B, L) tokens, (B, N, D) features, (1, N, D) their positions -> (B, L, D)."""
         pos_LD = self.embedding.position_embeddings.weight[: tokens.shape[1]]
         return self.body(self.embedding(tokens), memory_BND, pos_LD, pos_ND)
+
+    def start(self, memory_BND: Tensor, pos_ND: Tensor) -> Sentence:
+        """Begins a sentence about an image, to be written token by token with what `forward` would compute."""
+        return Sentence(self, memory_BND, pos_ND)
+
+
+class Sentence:
+    """A sentence that is being written. Nothing is computed twice: neither for the image, nor for earlier tokens."""
+
+    def __init__(self, decoder: Decoder, memory_BND: Tensor, pos_ND: Tensor) -> None:
+        self._decoder = decoder
+        self._layers: list[DecoderLayer] = list(decoder.body.layers)  # type: ignore[arg-type]
+        self._image = [layer.read(memory_BND, pos_ND) for layer in self._layers]
+        self._before: list[KeysValues | None] = [None] * len(self._layers)
+        self._position = 0
+
+    def add(self, token: Tensor) -> Tensor:
+        """(B,) the next token -> (B, D) the feature from which the token after it is read."""
+        embedding, position = self._decoder.embedding, self._position
+        pos_1D = embedding.position_embeddings.weight[position : position + 1]
+        x_B1D = embedding(token[:, None])
+        for number, layer in enumerate(self._layers):
+            x_B1D, self._before[number] = layer.step(x_B1D, pos_1D, self._image[number], self._before[number])
+        self._position += 1
+        return self._decoder.body.norm(x_B1D)[:, 0]
 
 
 class Mlp(nn.Module):

@@ -64,11 +64,21 @@ class VisionTransformer(nn.Module):
 
     def forward(self, template: Tensor, search: Tensor) -> Tensor:
         """(B, T, 3, h, w), (B, 3, H, W) -> (B, N_search + T·N_template, C): search tokens first."""
+        return self.attend(self.embed_search(search), self.embed_templates(template))
+
+    def embed_search(self, search: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, N_search, C): patches with their positions."""
+        return self.patch_embed(search) + self.pos_embed[:, : self.num_search]
+
+    def embed_templates(self, template: Tensor) -> Tensor:
+        """(B, T, 3, h, w) -> (B, T·N_template, C): patches with their positions, which all templates share."""
         batch, num_templates = template.shape[:2]
-        pos_search, pos_template = self.pos_embed.split((self.num_search, self.num_template), dim=1)
-        search_BNC = self.patch_embed(search) + pos_search
-        template_BNC = self.patch_embed(template.flatten(0, 1)) + pos_template
-        x_BNC = torch.cat((search_BNC, template_BNC.reshape(batch, num_templates * self.num_template, -1)), dim=1)
+        patches_BNC = self.patch_embed(template.flatten(0, 1)) + self.pos_embed[:, self.num_search :]
+        return patches_BNC.reshape(batch, num_templates * self.num_template, -1)
+
+    def attend(self, search_BNC: Tensor, templates_BNC: Tensor) -> Tensor:
+        """Embedded patches -> (B, N_search + T·N_template, C) features: search tokens first."""
+        x_BNC = torch.cat((search_BNC, templates_BNC), dim=1)
         for block in self.blocks:
             if self.use_checkpoint and self.training:
                 x_BNC = checkpoint(block, x_BNC, use_reentrant=False)

@@ -68,7 +68,9 @@ class SeqTrack(nn.Module):
 
     def encode(self, template: Tensor, search: Tensor) -> Tensor:
         """Images -> the (B, N, HIDDEN_DIM) features that the decoder reads; N depends on FEATURE_TYPE."""
-        features_BNC = self.encoder(template, search)
+        return self._to_memory(self.encoder(template, search))
+
+    def _to_memory(self, features_BNC: Tensor) -> Tensor:
         if self.feature_type == "x":
             features_BNC = features_BNC[:, : self.encoder.body.num_search]
         elif self.feature_type == "token":
@@ -77,23 +79,29 @@ class SeqTrack(nn.Module):
 
     @torch.no_grad()
     def generate(self, template: Tensor, search: Tensor, window: Tensor | None = None) -> Generated:
-        """Predicts the box greedily, one coordinate token after another.
+        """Predicts the box greedily, one coordinate token after another, in evaluation mode.
 
         `window`: (bins,) weights of the probabilities of the two centre tokens, for tracking.
         """
+        return self.generate_with(self.encoder.body.embed_templates(template), search, window)
+
+    @torch.no_grad()
+    def generate_with(self, templates_BNC: Tensor, search: Tensor, window: Tensor | None = None) -> Generated:
+        """`generate` with the templates' embedded patches (from `embed_templates`), which trackers keep."""
         windowed = (2, 3) if self.seq_format == "whxy" else (0, 1)  # corners: the first two, as published
-        memory_BND = self.encode(template, search)
-        tokens = torch.full((len(search), 1), self.bins + 1, dtype=torch.int64, device=search.device)
-        confidence = []
+        body = self.encoder.body
+        memory_BND = self._to_memory(body.attend(body.embed_search(search), templates_BNC))
+        sentence = self.decoder.start(memory_BND, self.pos_embed)
+        token = torch.full((len(search),), self.bins + 1, dtype=torch.int64, device=search.device)
+        tokens, confidence = [], []
         for position in range(4):
-            logits = self._decode(memory_BND, tokens)[:, -1]
-            probabilities = logits.float().softmax(-1)[:, : self.bins]
+            probabilities = self.vocab_embed(sentence.add(token)).float().softmax(-1)[:, : self.bins]
             if window is not None and position in windowed:
                 probabilities = probabilities * window
             best, token = probabilities.max(dim=-1)
             confidence.append(best)
-            tokens = torch.cat((tokens, token[:, None]), dim=1)
-        return Generated(tokens[:, 1:], torch.stack(confidence, dim=1))
+            tokens.append(token)
+        return Generated(torch.stack(tokens, dim=1), torch.stack(confidence, dim=1))
 
     def _decode(self, memory_BND: Tensor, tokens: Tensor) -> Tensor:
         return self.vocab_embed(self.decoder(tokens, memory_BND, self.pos_embed))

@@ -138,7 +138,7 @@ def test_settings_without_effect_are_named() -> None:
     assert Config().with_settings(stated).without_effect() == [
         "DATA.TRAIN.MAX_SAMPLE_PER_SEQ has no effect (nothing in the published code reads it)",
         "TRAIN.NUM_WORKER has no effect (the data pipeline uses the cluster's free CPUs)",
-        "TEST has no effect (training does not read it)",
+        "TEST has no effect (training does not read it; tracking does)",
     ]
 
 

@@ -12,18 +12,10 @@ from seqtrack.config import DataConfig, SearchConfig, TemplateConfig
 from seqtrack.data.crops import box_in_crop, crop_image, crop_region, cut_sample, jitter_box
 from seqtrack.data.decoding import ArrayFrame, Image
 from seqtrack.data.sampling import Draws
+from tests.data.pictures import smooth
 
 Golden = Callable[[str], Any]
 Agrees = Callable[[str, str, Any, Any, float], None]
-
-
-def smooth(height: int, width: int, salt: float) -> Image:
-    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
-    channels = [
-        127.5 + 120 * np.sin(x / (23 + 5 * c + salt) + 0.7 * c) * np.cos(y / (31 - 4 * c) + 0.3 * salt)
-        for c in range(3)
-    ]
-    return np.clip(np.rint(np.stack(channels, axis=-1)), 0, 255).astype(np.uint8)
 
 
 def box(values: Sequence[Any]) -> np.ndarray:

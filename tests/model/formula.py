@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seqtrack.model.encoder import VisionTransformer, VitSize
+from seqtrack.model.seqtrack import SeqTrack
+
 
 def formula_weight(name: str, shape: list[int], salt: int) -> Tensor:
     z = np.random.RandomState((zlib.crc32(name.encode()) + salt) % 2**32).standard_normal(shape)
@@ -30,3 +33,22 @@ def formula_images(case: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
     template = images(case["config"].get("nt", 2), 1000 + case["salt"]).transpose(0, 1)
     return template, images(1, 1000 + case["salt"] + 3)[0]
+
+
+def golden_model(case: dict[str, Any]) -> SeqTrack:
+    """The model of a golden file, with its weights, in evaluation mode."""
+    config = case["config"]
+    model = SeqTrack(
+        VisionTransformer(VitSize(config["dim"], config["depth"], config["heads"]), config["size"], config["size"]),
+        num_templates=config.get("nt", 2),
+        feature_type=config.get("feature", "x"),
+        seq_format=config.get("seq", "xywh"),
+        hidden_dim=config["hidden"],
+        bins=config["bins"],
+        decoder_layers=config["layers"],
+        heads=config["nheads"],
+        feedforward=config["ff"],
+        pre_norm=bool(config.get("pre_norm")),
+    )
+    model.load_state_dict({name: formula_weight(name, shape, case["salt"]) for name, shape in case["parameters"]})
+    return model.eval()

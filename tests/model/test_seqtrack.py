@@ -13,7 +13,7 @@ from seqtrack.config import Config
 from seqtrack.model.encoder import VisionTransformer, VitSize
 from seqtrack.model.seqtrack import SeqTrack, build_model, sentence_iou, sentence_loss, token_weights
 from seqtrack.tokens import boxes_to_tokens, decoder_input, decoder_target
-from tests.model.formula import formula_images, formula_weight
+from tests.model.formula import formula_images, golden_model
 
 TINY = [
     "model_tiny",
@@ -25,24 +25,6 @@ TINY = [
 ]
 Golden = Callable[[str], Any]
 Agrees = Callable[[str, str, Any, Any, float], None]
-
-
-def golden_model(case: dict[str, Any]) -> SeqTrack:
-    config = case["config"]
-    model = SeqTrack(
-        VisionTransformer(VitSize(config["dim"], config["depth"], config["heads"]), config["size"], config["size"]),
-        num_templates=config.get("nt", 2),
-        feature_type=config.get("feature", "x"),
-        seq_format=config.get("seq", "xywh"),
-        hidden_dim=config["hidden"],
-        bins=config["bins"],
-        decoder_layers=config["layers"],
-        heads=config["nheads"],
-        feedforward=config["ff"],
-        pre_norm=bool(config.get("pre_norm")),
-    )
-    model.load_state_dict({name: formula_weight(name, shape, case["salt"]) for name, shape in case["parameters"]})
-    return model.eval()
 
 
 @pytest.mark.parametrize("name", [*TINY, "model_b256"])
