@@ -197,7 +197,7 @@ class Training:
 
     def _log(self) -> str:
         log = self.run / "train.log"
-        return log.read_text() if log.exists() else ""
+        return log.read_text("utf-8") if log.exists() else ""
 
     def _reaches(self, starts: int, step: int) -> bool:
         """Waits until the workers' start after the first `starts` has reached a step. False: the run ended before."""

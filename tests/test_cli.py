@@ -271,3 +271,28 @@ def test_a_traceback_is_shown_where_it_is_asked_for(error: Exception, capsys: py
     assert run_program(end(error), None, with_traceback=True) != 0
     said = capsys.readouterr().err
     assert said.startswith("Traceback") and said.splitlines()[-1].startswith("error: ")
+
+
+PRINTS = """
+import sys
+from seqtrack.commands.program import run_program
+
+sys.exit(run_program(lambda: print('3 × 4 …') or 0))
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_letter_that_the_terminal_lacks_ends_no_program(encoding: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": encoding}
+    shown = subprocess.run([sys.executable, "-c", PRINTS], env=environment, capture_output=True)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert shown.stdout == "3 × 4 …\n".encode(encoding, "replace")
+
+
+def test_a_closed_stdout_ends_no_program(tmp_path: Path) -> None:
+    """And no file that is opened later takes its place."""
+    code = PRINTS.replace("print('3 × 4 …')", "(open('file', 'w').write('content'), print('printed'))[2:]")
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = f"{shlex.join([sys.executable, '-c', code])} >&-"
+    assert subprocess.run(command, shell=True, env=environment, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "file").read_text() == "content"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import signal
@@ -35,6 +36,7 @@ def run_program(program: Callable[[], int], to_go_on: str | None = None, with_tr
     where it failed or was stopped. An error that nobody expected is one line too; its traceback goes into a file.
     `with_traceback`: show the traceback of every error before its line.
     """
+    prepare_output()
     try:
         return program()
     except InputError as error:
@@ -59,6 +61,23 @@ def run_program(program: Callable[[], int], to_go_on: str | None = None, with_tr
         kept = "" if with_traceback else f" (for a report: {_keep_traceback()})"
         print("\n".join(filter(None, (f"error: {explain(error)}{kept}", to_go_on))), file=sys.stderr)
         return 1
+
+
+def prepare_output() -> None:
+    """Makes stdout and stderr take whatever is printed: a letter that a terminal or a log lacks becomes `?`.
+
+    A stream that is closed gets a place to go, so that no file that is opened later takes its number.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _show_traceback(wanted: bool) -> None:

@@ -252,7 +252,9 @@ def model_card(repo_id: str, config: Config, meta: Mapping[str, Any], main: str,
     return str(
         ModelCard.from_template(
             data,
-            template_str=resources.files("seqtrack.integrations").joinpath("templates/card.md.jinja").read_text(),
+            template_str=resources.files("seqtrack.integrations")
+            .joinpath("templates/card.md.jinja")
+            .read_text("utf-8"),
             repo_id=repo_id,
             config=config,
             settings=config.to_yaml(),

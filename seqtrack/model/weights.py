@@ -165,7 +165,7 @@ def load_pretrained(source: str, revision: str | None = None) -> SeqTrack:
 def _settings_in(meta_file: Path) -> Any:
     """The settings in a checkpoint's `meta.json`. Raises WeightsError."""
     try:
-        return json.loads(meta_file.read_text())["config"]
+        return json.loads(meta_file.read_text("utf-8"))["config"]
     except Exception as error:  # json raises RecursionError too
         raise WeightsError(f"{meta_file}: is cut off or damaged ({explain(error)})") from error
 

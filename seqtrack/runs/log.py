@@ -155,7 +155,8 @@ class LogFollower:
 
     def __init__(self, run: RunFolder, seconds: float = 0.5, out: TextIO | None = None) -> None:
         self._tail = Tail(run, LOG_FILE, from_end=True)  # an earlier start of the run has shown its lines itself
-        self._seconds, self._out = seconds, out or sys.stdout
+        self._seconds: float = seconds
+        self._out: TextIO | None = out or sys.stdout
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="log-follower", daemon=True)
 
@@ -177,6 +178,9 @@ class LogFollower:
             lines, _ = self._tail.read()
         except (OSError, ArrowException):  # the object store cannot be reached; the next look tries again
             return
-        if lines:
-            self._out.write("".join(line + "\n" for line in lines))
-            self._out.flush()
+        if lines and self._out is not None:
+            try:
+                self._out.write("".join(line + "\n" for line in lines))
+                self._out.flush()
+            except (OSError, ValueError):  # nobody reads on, or letters that the terminal lacks: the log has them
+                self._out = None

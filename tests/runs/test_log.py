@@ -10,7 +10,7 @@ import pyarrow.fs as fs
 import pytest
 
 from seqtrack.runs.folder import RunFileError, RunFolder
-from seqtrack.runs.log import LogFollower, RunLogHandler, read_metrics
+from seqtrack.runs.log import LogFollower, RunLogHandler, append_to_log, read_metrics
 from tests.folders import run_at
 
 
@@ -93,3 +93,25 @@ def test_a_last_line_that_is_being_written_is_left_for_later(tmp_path: Path) -> 
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2')
     (only,) = read_metrics(run_at(tmp_path))
     assert only["step"] == 1
+
+
+class Broken(io.StringIO):
+    """A console that takes nothing."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(), UnicodeEncodeError("ascii", "×", 0, 1, "ordinal not in range(128)")], ids=repr
+)
+def test_a_console_that_takes_nothing_does_not_end_a_run(tmp_path: Path, error: Exception) -> None:
+    run = run_at(tmp_path)
+    with LogFollower(run, seconds=0.01, out=Broken(error)):
+        append_to_log(run, ["3 × 4"])
+        append_to_log(run, ["5 × 6"])
+    assert (tmp_path / "train.log").read_text("utf-8") == "3 × 4\n5 × 6\n"
