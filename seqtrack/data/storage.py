@@ -72,7 +72,7 @@ class Entry(NamedTuple):
 
 
 def list_folder(root: Root, path: str) -> list[Entry]:
-    """What is in a folder of the root's filesystem, hidden files left out. Raises NoSuchFolder or another DataError.
+    """What is in a folder of the root's filesystem, by name, hidden files left out. Raises NoSuchFolder or another DataError.
 
     On a disk, no more is asked than the names: pyarrow would ask for the size of each file, and leaves out links to
     nothing without a word.
@@ -90,7 +90,7 @@ def list_folder(root: Root, path: str) -> list[Entry]:
         raise NoSuchFolder(f"{path}: no such folder") from error
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read ({explain(error)})") from error
-    return [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(entry for entry in entries if not entry.name.startswith("."))
 
 
 def _kind(entry: os.DirEntry[str]) -> Literal["file", "folder", "nothing"]:
