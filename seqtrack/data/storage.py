@@ -72,10 +72,10 @@ class Entry(NamedTuple):
 
 
 def list_folder(root: Root, path: str) -> list[Entry]:
-    """What is in a folder of the root's filesystem, by name, hidden files left out. Raises NoSuchFolder or another DataError.
+    """What is in a folder of the root's filesystem, sorted by name, without hidden files.
 
-    On a disk, no more is asked than the names: pyarrow would ask for the size of each file, and leaves out links to
-    nothing without a word.
+    Raises NoSuchFolder or another DataError. On a disk, no more is asked than the names: pyarrow would ask for the size
+    of each file, and leaves out links to nothing without a word.
     """
     try:
         if root.local:

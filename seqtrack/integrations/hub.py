@@ -205,6 +205,17 @@ def make_api() -> HfApi:
     return HfApi(endpoint=endpoint, library_name="seqtrack")
 
 
+def describe_access(repo_id: str) -> str:
+    """Who may write to a repository, as far as can be told without creating it. Raises what the Hub's client raises."""
+    api = make_api()
+    user = api.whoami()["name"]
+    try:
+        api.auth_check(repo_id, write=True)
+    except RepositoryNotFoundError:
+        return f"{user}; {repo_id} will be created"
+    return f"{user} may write to {repo_id}"
+
+
 def fetch_checkpoint(location: str) -> Path:
     """Downloads the checkpoint at `hf://user/repo[@revision][/checkpoints][/NAME]` into the client's cache.
 

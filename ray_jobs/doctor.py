@@ -1,0 +1,15 @@
+"""Checks what a run on this machine would need: `seqtrack doctor`, as a Ray job on the head of a cluster."""
+
+from __future__ import annotations
+
+import sys
+
+from seqtrack import cli
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return cli.main(["doctor", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

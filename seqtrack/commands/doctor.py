@@ -1,0 +1,37 @@
+"""Check what a run would need.
+
+Looks at Python, packages, CPUs, memory, disk, GPUs, Ray, MLflow, the Hub and the data, starts nothing and writes
+nothing. The exit code is 1 if a run with these settings could not start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from seqtrack.commands.program import add_settings
+from seqtrack.config import load_config
+
+COLOURS = {True: "\x1b[32m", False: "\x1b[31m", None: "\x1b[2m"}
+MARKS = {True: "ok", False: "NO", None: "-"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_settings(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+
+    from seqtrack.experiments.doctor import examine
+
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    fits = True
+    for name, fit, said, mend in examine(config):
+        mark = f"{MARKS[fit]:2}"
+        print(f"{COLOURS[fit]}{mark}\x1b[0m" if coloured else mark, f"{name:14}", said, flush=True)
+        if mend:
+            print(f"   {'':14} -> {mend}")
+        fits = fits and fit is not False
+    return 0 if fits else 1
