@@ -102,14 +102,16 @@ class RunFolder:
             return None
         if unknown := values.keys() - {field.name for field in fields(kind)}:
             raise RunFileError(
-                f"{self.file(name)}: not what this version writes (unknown: {', '.join(sorted(unknown))})"
+                f"{self.file(name)}: is not what this version writes (unknown: {', '.join(sorted(unknown))})"
             )
         try:
             return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise RunFileError(f"{self.file(name)}: not what this version writes ({where}: {first['msg']})") from error
+            raise RunFileError(
+                f"{self.file(name)}: is not what this version writes ({where}: {first['msg']})"
+            ) from error
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Replaces a JSON file in one step. Raises OSError."""
