@@ -149,11 +149,11 @@ def test_a_small_file_comes_back_as_what_it_was(tmp_path: Path) -> None:
         ('{"name": "a"', "is cut off or damaged"),
         ("[" * 100_000, "is cut off or damaged"),
         ("[1]", "holds list, not an object"),
-        ("{}", "not what this version writes (name: "),
-        ('{"name": 1}', "not what this version writes (name: "),
-        ('{"name": "a", "count": "1"}', "not what this version writes (count: "),
-        ('{"name": "a", "tags": {"b": 1}}', "not what this version writes (tags.b: "),
-        ('{"name": "a", "other": 1}', "not what this version writes (unknown: other)"),
+        ("{}", "is not what this version writes (name: "),
+        ('{"name": 1}', "is not what this version writes (name: "),
+        ('{"name": "a", "count": "1"}', "is not what this version writes (count: "),
+        ('{"name": "a", "tags": {"b": 1}}', "is not what this version writes (tags.b: "),
+        ('{"name": "a", "other": 1}', "is not what this version writes (unknown: other)"),
     ],
 )
 def test_a_small_file_that_holds_something_else_is_named_with_the_place(
