@@ -179,7 +179,7 @@ def test_every_epoch_that_is_kept_has_a_picture_and_is_looked_for_until_then(
     [
         ("", "is empty"),
         ('{"run_id": "0123', "is cut off or damaged"),
-        ('{"run": "0123"}', "not what this version writes"),
+        ('{"run": "0123"}', "is not what this version writes"),
     ],
     ids=["empty", "cut off", "something else"],
 )
