@@ -105,7 +105,7 @@ def fuzz(name: str, folder: Path, number: int, seconds: float) -> int:
             read_many(reader, trial, number * 1_000_003 + counted, ROUND, ends)
         except Exception as error:
             kept = f"its input: {folder / 'input'}"
-            (folder / "traceback").write_text(traceback.format_exc())
+            (folder / "traceback").write_text(traceback.format_exc(), "utf-8")
             print(f"{name}: FINDING: {type(error).__name__}: {str(error)[:300]}; {kept}", flush=True)
             code = 1
         counted += 1
@@ -127,9 +127,9 @@ class Trial:
     def run(self, reader: Reader, damaged: Damaged) -> None:
         """Raises Finding, or whatever else than InputError the reader raises."""
         (self.folder / "input").write_bytes(damaged.content)
-        (self.folder / "input.of").write_text(damaged.original.name)
+        (self.folder / "input.of").write_text(damaged.original.name, "utf-8")
         damaged.original.place(damaged.content)
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the highest memory use
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")  # forgets the highest memory use
         before = read_status("VmRSS")
         deepest = sys.getrecursionlimit()
         sys.setrecursionlimit(DEEPEST)  # hypothesis allows more
@@ -218,7 +218,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 def read_status(name: str) -> int:
     """One of this process's sizes in bytes, as Linux counts them."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
 
 

@@ -21,7 +21,7 @@ from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 
 
 def main(path: str) -> None:
-    config = yaml.safe_load(sys.stdin if path == "-" else Path(path).read_text())
+    config = yaml.safe_load(sys.stdin if path == "-" else Path(path).read_text("utf-8"))
     if config.get("kind") == "RayCluster":
         config = _derive_autoscaling_config_from_ray_cr(config)
     address = canonicalize_bootstrap_address_or_die(None)

@@ -16,7 +16,7 @@ from functools import partial
 import shtab
 
 from seqtrack.commands import convert_weights, deliver, doctor, fetch_lasot, pack_lasot, reproduce, sweep, track, train
-from seqtrack.commands.program import TRACEBACK_VARIABLE, run_program
+from seqtrack.commands.program import TRACEBACK_VARIABLE, prepare_output, run_program
 from seqtrack.environment import command
 
 PROGRAMS = {
@@ -27,6 +27,7 @@ PROGRAMS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `PROGRAM ARGUMENT …` and returns its exit code. Raises SystemExit for help and for wrong arguments."""
+    prepare_output()
     parser, programs = make_parsers()
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name not in programs:

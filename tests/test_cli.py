@@ -275,8 +275,9 @@ def test_a_traceback_is_shown_where_it_is_asked_for(error: Exception, capsys: py
 
 PRINTS = """
 import sys
-from seqtrack.commands.program import run_program
+from seqtrack.commands.program import prepare_output, run_program
 
+prepare_output()
 sys.exit(run_program(lambda: print('3 × 4 …') or 0))
 """
 
@@ -287,6 +288,78 @@ def test_a_letter_that_the_terminal_lacks_ends_no_program(encoding: str) -> None
     shown = subprocess.run([sys.executable, "-c", PRINTS], env=environment, capture_output=True)
     assert (shown.returncode, shown.stderr) == (0, b"")
     assert shown.stdout == "3 × 4 …\n".encode(encoding, "replace")
+
+
+@pytest.mark.parametrize("arguments", ["train --help", "track --help"])
+def test_help_is_shown_by_a_terminal_that_lacks_its_letters(arguments: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "ascii"}
+    code = "import sys; from seqtrack.cli import main; main(sys.argv[1:])"
+    shown = subprocess.run([sys.executable, "-c", code, *arguments.split()], env=environment, capture_output=True)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert shown.stdout.startswith(b"usage: ")
+
+
+WRITES_LATER = """
+import sys, time
+from seqtrack.commands.program import prepare_output, run_program
+
+def program():
+    print('begun', flush=True)
+    sys.stdin.read()
+    print('goes on', flush=True)
+    open('file', 'w').write('whole')
+    END
+
+prepare_output()
+sys.exit(run_program(program))
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("return 0", 0),
+        ("from seqtrack.errors import Stopped; raise Stopped(15)", 143),
+        ("from seqtrack.errors import InputError; raise InputError('x')", 2),
+    ],
+)
+def test_a_reader_that_leaves_amid_a_program_changes_nothing_of_it(end: str, code: int, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITES_LATER.replace("END", end)],
+        env=environment, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        process.stdout.close()
+        process.stdin.close()
+        assert process.wait(60) == code
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_output_that_a_full_disk_does_not_take_ends_no_program_and_is_said() -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", PRINTS], env=environment, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 0
+    assert ended.stderr == "warning: the output cannot be written and is lost: no space is left there\n"
+
+
+@pytest.mark.parametrize(
+    ("argument", "locale"),
+    [(b"\xff", {}), ("ü".encode(), {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"})],
+    ids=["no UTF-8", "locale C"],
+)
+def test_the_traceback_is_kept_whatever_was_typed(argument: bytes, locale: dict[str, str]) -> None:
+    code = PRINTS.replace("print('3 × 4 …') or 0", "{}['x']").encode()
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | locale
+    said = subprocess.run([sys.executable, "-c", code, argument], env=environment, capture_output=True).stderr.decode()
+    kept = re.fullmatch(r"error: KeyError: 'x' \(for a report: (.+)\)\n", said)
+    assert kept is not None, said
+    assert "KeyError" in Path(kept[1]).read_text("utf-8")
+    Path(kept[1]).unlink()
 
 
 def test_a_closed_stdout_ends_no_program(tmp_path: Path) -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
-import tempfile
+import sys
 from pathlib import Path
 
+import grpc
 import ray
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
+from seqtrack.cluster.resources import usable_cpus
 from seqtrack.config import ConfigError
 from seqtrack.environment import submission
 from seqtrack.failures import explain
@@ -17,9 +23,16 @@ from seqtrack.failures import explain
 logger = logging.getLogger(__name__)
 
 SECONDS_TO_ANSWER = 10.0
-"""A cluster that does not take a connection within this time is not there."""
+"""A cluster that does not answer within this time is not there."""
+_TOKEN_NEEDED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+_NOT_RAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
+"""What is heard from a server that is no head of a cluster."""
 SECONDS_FOR_A_CHECKPOINT = 20.0
 """Time that a job should have between a stop request and being killed, so that it can write a checkpoint."""
+LONGEST_SOCKET = 107
+"""Bytes in the path of a Unix socket, which Ray opens below its temporary folder."""
+LEAST_TEMPORARY = 64 * 2**20
+"""Bytes that must be free in Ray's temporary folder. Without them its processes die, and Ray waits for them."""
 
 
 def join_cluster() -> None:
@@ -29,11 +42,25 @@ def join_cluster() -> None:
     address = os.environ.get("RAY_ADDRESS", "").strip()
     check_address(address)
     forget_dead_cluster()
+    starts = starts_here(address)
+    if starts:
+        check_temporary_folder()
+        say_neighbours()
+    shared = shared_memory()
     try:
         # Workers write to train.log, which the console shows. Their raw output is in Ray's own logs.
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            num_cpus=max(1, int(usable_cpus())) if starts else None, log_to_driver=False, logging_level=logging.ERROR
+        )
     except Exception as error:  # Ray passes on whatever its parts raise
         raise ConfigError(explain_no_cluster(error, address)) from error
+    store = ray.cluster_resources().get("object_store_memory", 0.0)
+    if starts and shared is not None and shared < store:
+        logger.warning(
+            "/dev/shm has %.2f GiB free and Ray wants %.1f, so it keeps samples in its temporary folder, which is slow "
+            "(docker run --shm-size=%dg)",
+            *(shared / 2**30, store / 2**30, store // 2**30 + 1),
+        )
     job = submission()
     if job is not None and job.stop_seconds < SECONDS_FOR_A_CHECKPOINT:
         logger.warning(
@@ -42,6 +69,11 @@ def join_cluster() -> None:
             """--runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "180"}}'""",
             job.stop_seconds,
         )
+
+
+def starts_here(address: str) -> bool:
+    """Whether Ray starts on this machine, rather than joining a cluster."""
+    return address == "local" or (not address and not ray._private.utils.read_ray_address())
 
 
 def check_address(address: str) -> None:
@@ -61,31 +93,85 @@ def check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ConfigError(f"RAY_ADDRESS {address}: HOST:PORT is needed, such as 10.0.0.1:6379, or auto, or local")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
-    except (OSError, OverflowError) as error:
+    logger.warning("Looking for Ray at RAY_ADDRESS %s, for at most %g s …", address, 2 * SECONDS_TO_ANSWER)
+    reason = why_no_cluster(host, int(port))
+    if reason is not None:
         raise ConfigError(
-            f"RAY_ADDRESS {address}: no Ray cluster answers there ({explain(error)}); without RAY_ADDRESS this machine "
+            f"RAY_ADDRESS {address}: no Ray cluster can be joined there ({reason}); without RAY_ADDRESS this machine "
             "is used"
-        ) from error
+        )
+
+
+def why_no_cluster(host: str, port: int) -> str | None:
+    """Why no Ray cluster can be reached there; None if one answers."""
+    try:
+        socket.create_connection((host.strip("[]"), port), timeout=SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        return explain(error)
+    # Something listens. Whether it is the head of a cluster shows in its answer to what every node asks first.
+    with init_grpc_channel(f"{host}:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=SECONDS_TO_ANSWER)
+        except grpc.RpcError as error:
+            if error.code() in _TOKEN_NEEDED:
+                return "it asks for a token: RAY_AUTH_MODE=token, and the cluster's ~/.ray/auth_token on this machine"
+            if error.code() in _NOT_RAY:
+                return "another program listens there"
+    return None
+
+
+def check_temporary_folder() -> str:
+    """The folder in which Ray makes its own. Raises ConfigError if Ray cannot work there.
+
+    Ray itself says so late: after a minute and a half where the disk is full.
+    """
+    folder = ray._common.utils.get_default_system_temp_dir()
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name) == folder), "the folder")
+    mend = "RAY_TMPDIR=/tmp, or another folder" if folder != "/tmp" else "RAY_TMPDIR=… names another folder"
+    socket_path = f"{folder}/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    there = next(path for path in (Path(folder, "ray"), *Path(folder, "ray").absolute().parents) if path.exists())
+    if len(socket_path.encode()) > LONGEST_SOCKET:
+        fault = (
+            f"too long a name: Ray's sockets there would have {len(socket_path.encode())} bytes, of {LONGEST_SOCKET}"
+        )
+    elif not there.is_dir():
+        fault = f"{there} is no folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        fault = f"{there} cannot be written to"
+    elif (free := shutil.disk_usage(there).free) < LEAST_TEMPORARY:
+        fault = f"{free / 2**20:.0f} MiB are free, and Ray needs {LEAST_TEMPORARY / 2**20:.0f}"
+    else:
+        return str(folder)
+    raise ConfigError(f"{variable} {folder}, for Ray's temporary files: {fault} ({mend})")
+
+
+def shared_memory() -> int | None:
+    """Free bytes of shared memory, where Ray keeps samples; None where a system has no /dev/shm."""
+    return shutil.disk_usage("/dev/shm").free if sys.platform == "linux" and Path("/dev/shm").is_dir() else None
+
+
+def say_neighbours() -> None:
+    """Says so if another program on this machine has a cluster of its own. Each works, and ends, without the other."""
+    others = ray._private.services.find_gcs_addresses()
+    if others:
+        logger.warning(
+            "Ray runs on this machine for another program too (%s). This one gets its own; both count on all CPUs and "
+            "GPUs, so both are slower",
+            ", ".join(sorted(others)),
+        )
 
 
 def explain_no_cluster(error: Exception, address: str) -> str:
     """What to say where Ray cannot be started or joined."""
     reason = explain(error)
-    if "AF_UNIX path length" in str(error):
-        folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-        return (
-            f"Ray cannot be started: its temporary folder {folder} has too long a name for sockets, which may have 107 "
-            "bytes (RAY_TMPDIR=/tmp names a shorter one)"
-        )
     if address and address != "local":
-        return (
-            f"RAY_ADDRESS {address}: cannot be joined: {reason} (a cluster with token authentication takes "
-            "RAY_AUTH_MODE=token and its token)"
-        )
+        return f"RAY_ADDRESS {address}: cannot be joined: {reason}"
+    if isinstance(error, OSError) and str(error.filename).startswith(str(Path.home())):
+        return f"Ray cannot be started: {reason} (Ray keeps a token in the home folder; HOME=… names another one)"
     if isinstance(error, OSError):
         return f"Ray cannot be started: {reason} (RAY_TMPDIR names another folder for its files)"
+    if "/dev/shm" in str(error):
+        return f"Ray cannot be started: {reason} (a larger /dev/shm: docker run --shm-size=…)"
     return f"Ray cannot be started: {reason}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import NamedTuple
 
 import ray
@@ -17,6 +19,14 @@ class Resources(NamedTuple):
     gpus_per_worker: float
     placement: Placement
     """Where the data tasks run."""
+
+
+def usable_cpus() -> float:
+    """CPUs of this machine that this process may use: a container, a job scheduler or `taskset` may limit them."""
+    logging.getLogger("ray._private.utils").setLevel(logging.ERROR)  # it says that half a CPU is none
+    limited = ray._private.utils.get_num_cpus(override_docker_cpu_warning=True, truncate=False)
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    return min(float(limited), float(len(affinity) or limited))
 
 
 def cluster_resources() -> dict[str, float]:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import select
 import shlex
 import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from seqtrack.config import Config, check_supported, load_config, recipe_names
 from seqtrack.errors import InputError, Stopped
 from seqtrack.failures import explain
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 GOES_ON = "The same command goes on from here."
 TO_GO_ON = "To go on: {command}"
@@ -36,7 +41,6 @@ def run_program(program: Callable[[], int], to_go_on: str | None = None, with_tr
     where it failed or was stopped. An error that nobody expected is one line too; its traceback goes into a file.
     `with_traceback`: show the traceback of every error before its line.
     """
-    prepare_output()
     try:
         return program()
     except InputError as error:
@@ -50,9 +54,6 @@ def run_program(program: Callable[[], int], to_go_on: str | None = None, with_tr
     except Stopped as stopped:
         print("Stopped.", to_go_on or "")
         return 128 + stopped.number
-    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print(f"\n{to_go_on or ''}", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -64,20 +65,48 @@ def run_program(program: Callable[[], int], to_go_on: str | None = None, with_tr
 
 
 def prepare_output() -> None:
-    """Makes stdout and stderr take whatever is printed: a letter that a terminal or a log lacks becomes `?`.
+    """Makes stdout and stderr take whatever is printed, so that output never ends a program.
 
-    A stream that is closed gets a place to go, so that no file that is opened later takes its number.
+    A letter that a terminal or a log lacks becomes `?`. What nobody reads on, or what a full disk does not take, is
+    lost. A stream that is closed gets a place to go, so that no file that is opened later takes its number.
     """
     for number, name in ((1, "stdout"), (2, "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
         stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper):
+        if stream is None or (isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__")):
+            file = io.BufferedWriter(Output(number, "w", closefd=False))
+            encoding = "utf-8" if stream is None else stream.encoding
+            unbuffered = stream is not None and stream.write_through
+            whole_lines = unbuffered or number == 2 or file.isatty()
+            setattr(sys, name, io.TextIOWrapper(file, encoding, "replace", line_buffering=whole_lines))
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+class Output(io.FileIO):
+    """A file that takes whatever is written: what cannot be is lost."""
+
+    _lost = False
+
+    def write(self, data: Buffer) -> int:
+        """Writes all of the bytes, and waits where a terminal is slow. Returns their number."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while left and not self._lost:
+                written = super().write(left)
+                if written is None:  # a terminal that another program set to not wait
+                    select.select([], [self], [])
+                left = left[written or 0 :]
+        except OSError as error:
+            self._lost = True
+            # `head` has seen enough, and says so by leaving; anything else should not pass unseen.
+            if not isinstance(error, BrokenPipeError) and self.fileno() == 1:
+                print(f"warning: the output cannot be written and is lost: {explain(error)}", file=sys.stderr)
+        return size
 
 
 def _show_traceback(wanted: bool) -> None:
@@ -88,7 +117,9 @@ def _show_traceback(wanted: bool) -> None:
 def _keep_traceback() -> str:
     """Writes the current error's traceback, and the command, into a new file and returns its path."""
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="seqtrack-error-", suffix=".log", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", errors="replace", prefix="seqtrack-error-", suffix=".log", delete=False
+        ) as file:
             file.write(f"{shlex.join(sys.argv)}\n{traceback.format_exc()}")
             return file.name
     except OSError:

@@ -138,7 +138,7 @@ def check_memory() -> str:
 def _limit(name: str) -> tuple[float, ...] | None:
     """The numbers in a file of this process's control group; None if there is no limit."""
     try:
-        words = Path("/sys/fs/cgroup", name).read_text().split()
+        words = Path("/sys/fs/cgroup", name).read_text("utf-8").split()
     except OSError:
         return None
     return None if "max" in words[:1] else tuple(map(float, words))

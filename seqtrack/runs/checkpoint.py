@@ -141,9 +141,9 @@ def _write_files(contents: Contents, directory: Path) -> None:
     torch.save(contents.training, directory / STATE_FILE)
     for rank, states in enumerate(contents.generators):
         torch.save(states, directory / generator_file(rank))
-    (directory / META_FILE).write_text(json.dumps(contents.meta, indent=1) + "\n")
+    (directory / META_FILE).write_text(json.dumps(contents.meta, indent=1) + "\n", "utf-8")
     sums = [f"{_digest(path)}  {path.name}\n" for path in sorted(directory.iterdir())]
-    (directory / SUMS_FILE).write_text("".join(sums))
+    (directory / SUMS_FILE).write_text("".join(sums), "utf-8")
 
 
 def verify_checkpoint(directory: Path, shown: str) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def verify_checkpoint(directory: Path, shown: str) -> dict[str, Any]:
     """
     sums_file = directory / SUMS_FILE
     try:
-        lines = [re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line) for line in sums_file.read_text().splitlines()]
+        lines = [re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line) for line in sums_file.read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{shown}/{SUMS_FILE} cannot be read: not a checkpoint, or an unfinished one") from error
     sums = {line[2]: line[1] for line in lines if line is not None}
@@ -165,7 +165,7 @@ def verify_checkpoint(directory: Path, shown: str) -> dict[str, Any]:
         if _digest(directory / name) != expected:
             raise CheckpointError(f"{shown}/{name} is damaged: its SHA-256 is not the one in {SUMS_FILE}")
     try:
-        meta = json.loads((directory / META_FILE).read_text())
+        meta = json.loads((directory / META_FILE).read_text("utf-8"))
     except Exception as error:  # of several types: no text, no JSON, nested too deeply
         raise CheckpointError(f"{shown}/{META_FILE}: cannot be read ({explain(error)})") from error
     if not isinstance(meta, dict):

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import http.server
+import os
 import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from ray.core.generated.gcs_service_pb2 import GetClusterIdReply
+from ray.core.generated.gcs_service_pb2_grpc import (
+    NodeInfoGcsServiceServicer,
+    add_NodeInfoGcsServiceServicer_to_server,
+)
 
-from seqtrack.cluster.connect import check_address, explain_no_cluster
+from seqtrack.cluster import connect
+from seqtrack.cluster.connect import check_address, check_temporary_folder, explain_no_cluster, why_no_cluster
 from seqtrack.config import ConfigError
 
 
@@ -19,8 +34,8 @@ from seqtrack.config import ConfigError
         ("10.0.0.1", "HOST:PORT is needed, such as 10.0.0.1:6379, or auto, or local"),
         ("10.0.0.1:http", "HOST:PORT is needed"),
         (":6379", "HOST:PORT is needed"),
-        ("127.0.0.1:99999", "no Ray cluster answers there"),
-        ("no-such-host.invalid:6379", "no Ray cluster answers there"),
+        ("127.0.0.1:99999", "no Ray cluster can be joined there"),
+        ("no-such-host.invalid:6379", "no Ray cluster can be joined there"),
     ],
 )
 def test_an_address_that_cannot_be_joined_is_refused_with_what_would_be_right(address: str, message: str) -> None:
@@ -32,9 +47,84 @@ def test_an_address_that_cannot_be_joined_is_refused_with_what_would_be_right(ad
 def test_a_stale_address_is_refused_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
+    with pytest.raises(ConfigError, match=rf"RAY_ADDRESS 127\.0\.0\.1:{port}: no Ray cluster can be joined there"):
         check_address(f"127.0.0.1:{port}")
-    with pytest.raises(ConfigError, match=rf"RAY_ADDRESS 127\.0\.0\.1:{port}: no Ray cluster answers there"):
-        check_address(f"127.0.0.1:{port}")
+
+
+def test_a_server_of_web_pages_is_no_cluster() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert why_no_cluster("127.0.0.1", server.server_port) == "another program listens there"
+        server.shutdown()
+
+
+def test_a_server_that_never_answers_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "SECONDS_TO_ANSWER", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert why_no_cluster("127.0.0.1", server.getsockname()[1]) == "another program listens there"
+
+
+class Head(NodeInfoGcsServiceServicer):
+    """The head of a cluster, as far as its first answer goes."""
+
+    def __init__(self, token: str | None) -> None:
+        self.token = token
+
+    def GetClusterId(self, request: Any, context: grpc.ServicerContext) -> GetClusterIdReply:
+        if self.token is not None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+        return GetClusterIdReply(cluster_id=b"x")
+
+
+@pytest.mark.parametrize(("token", "expected"), [(None, None), ("secret", "it asks for a token: RAY_AUTH_MODE=token")])
+def test_the_head_of_a_cluster_is_one_and_says_if_it_wants_a_token(token: str | None, expected: str | None) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_NodeInfoGcsServiceServicer_to_server(Head(token), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        found = why_no_cluster("127.0.0.1", port)
+    finally:
+        server.stop(None)
+    assert found == expected or (expected is not None and found is not None and found.startswith(expected))
+
+
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_temporary_folder_of_too_long_a_name_is_refused_with_its_variable_and_its_length(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    folder = tmp_path / ("x" * 60)
+    monkeypatch.setenv(variable, str(folder))
+    with pytest.raises(
+        ConfigError, match=rf"^{variable} {folder}, .*: Ray's sockets there would have \d+ bytes, of 107"
+    ):
+        check_temporary_folder()
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"), [("/proc/version", "is no folder"), ("/proc/sys", "cannot be written to")]
+)
+def test_a_temporary_folder_that_takes_no_files_is_refused(
+    folder: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith("/proc"))  # root may write anywhere
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    with pytest.raises(ConfigError, match=message):
+        check_temporary_folder()
+
+
+def test_a_full_temporary_folder_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    monkeypatch.setattr(connect, "LEAST_TEMPORARY", 2**60)
+    with pytest.raises(ConfigError, match=r"^RAY_TMPDIR /tmp, .* MiB are free, and Ray needs "):
+        check_temporary_folder()
+
+
+def test_cpus_that_a_scheduler_withholds_are_not_counted() -> None:
+    print_usable = "from seqtrack.cluster.resources import usable_cpus; print(usable_cpus())"
+    one = f"import os; os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}}); {print_usable}"
+    assert subprocess.run([sys.executable, "-c", one], capture_output=True, text=True, check=True).stdout == "1.0\n"
 
 
 @pytest.mark.parametrize("address", ["", "auto", "local"])
@@ -45,10 +135,11 @@ def test_words_that_ray_knows_are_left_to_it(address: str) -> None:
 @pytest.mark.parametrize(
     ("error", "address", "message"),
     [
-        (OSError("AF_UNIX path length cannot exceed 107 bytes: '/a/b'"), "", "has too long a name for sockets"),
+        (FileNotFoundError(2, "No such", f"{Path.home()}/.ray"), "", "in the home folder; HOME=… names another one)"),
+        (ValueError("object store exceeds /dev/shm size"), "", "(a larger /dev/shm: docker run --shm-size=…)"),
         (PermissionError(13, "Permission denied", "/tmp/ray"), "", "/tmp/ray: permission is denied (RAY_TMPDIR names"),
         (RuntimeError("the node timed out\n at line 3"), "local", "started: RuntimeError: the node timed out"),
-        (ConnectionError("no token"), "10.0.0.1:6379", "cannot be joined: no token (a cluster with token authenti"),
+        (ConnectionError("no token"), "10.0.0.1:6379", "cannot be joined: no token"),
     ],
 )
 def test_what_keeps_ray_from_starting_is_one_line(error: Exception, address: str, message: str) -> None:

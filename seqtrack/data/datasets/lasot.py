@@ -105,7 +105,7 @@ def _sequences_on_disk(root: Root, classes: Collection[str]) -> list[str]:
 
 def _read_split(split: str) -> list[str]:
     if split in BENCHMARK_SPLITS:
-        text = (resources.files("seqtrack.data.datasets") / "splits" / f"{split}.txt").read_text()
+        text = (resources.files("seqtrack.data.datasets") / "splits" / f"{split}.txt").read_text("utf-8")
     else:
         try:
             text = decode_text(Path(split).read_bytes())

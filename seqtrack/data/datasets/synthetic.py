@@ -77,11 +77,11 @@ def _write_sequence(folder: Path, name: str, rng: np.random.Generator, settings:
         boxes.append(f"{x + 1},{y + 1},{w},{h}" if in_view.any() else "0,0,0,0")
         absent.append(int(not in_view.any()))
         occluded.append(int(in_view.any() and not seen.any()))
-    (folder / "groundtruth.txt").write_text("\n".join(boxes) + "\n")
-    (folder / "full_occlusion.txt").write_text(",".join(map(str, occluded)) + "\n")
-    (folder / "out_of_view.txt").write_text(",".join(map(str, absent)) + "\n")
+    (folder / "groundtruth.txt").write_text("\n".join(boxes) + "\n", "utf-8")
+    (folder / "full_occlusion.txt").write_text(",".join(map(str, occluded)) + "\n", "utf-8")
+    (folder / "out_of_view.txt").write_text(",".join(map(str, absent)) + "\n", "utf-8")
     text = "a golden coin moving on a table" if name == "coin" else "a red and yellow kite flying in the sky"
-    (folder / "nlp.txt").write_text(text + "\n")
+    (folder / "nlp.txt").write_text(text + "\n", "utf-8")
 
 
 class _Path:
