@@ -29,6 +29,7 @@ _NOT_RAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc
 """What is heard from a server that is no head of a cluster."""
 SECONDS_FOR_A_CHECKPOINT = 20.0
 """Time that a job should have between a stop request and being killed, so that it can write a checkpoint."""
+ASKS_FOR_TOKEN = "it asks for a token: RAY_AUTH_MODE=token, and the cluster's ~/.ray/auth_token on this machine"
 LONGEST_SOCKET = 107
 """Bytes in the path of a Unix socket, which Ray opens below its temporary folder."""
 LEAST_TEMPORARY = 64 * 2**20
@@ -40,6 +41,8 @@ def join_cluster() -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS", "").strip()
+    if host_and_port(address) is not None:
+        logger.warning("Looking for Ray at RAY_ADDRESS %s, for at most %g s …", address, 2 * SECONDS_TO_ANSWER)
     check_address(address)
     forget_dead_cluster()
     starts = starts_here(address)
@@ -73,13 +76,13 @@ def join_cluster() -> None:
 
 def starts_here(address: str) -> bool:
     """Whether Ray starts on this machine, rather than joining a cluster."""
-    return address == "local" or (not address and not ray._private.utils.read_ray_address())
+    return address == "local" or (not address and cluster_here() is None)
 
 
-def check_address(address: str) -> None:
-    """Raises ConfigError if no Ray cluster can be joined at RAY_ADDRESS, which Ray itself would try for minutes."""
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """What RAY_ADDRESS names; None for a word that is left to Ray. Raises ConfigError for what is no such address."""
     if address in ("", "auto", "local"):
-        return
+        return None
     if address.startswith(("http://", "https://")):
         raise ConfigError(
             f"RAY_ADDRESS {address}: the address of a dashboard, to which `ray job submit -- python ray_jobs/…` brings "
@@ -93,8 +96,13 @@ def check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ConfigError(f"RAY_ADDRESS {address}: HOST:PORT is needed, such as 10.0.0.1:6379, or auto, or local")
-    logger.warning("Looking for Ray at RAY_ADDRESS %s, for at most %g s …", address, 2 * SECONDS_TO_ANSWER)
-    reason = why_no_cluster(host, int(port))
+    return host, int(port)
+
+
+def check_address(address: str) -> None:
+    """Raises ConfigError if no Ray cluster can be joined at RAY_ADDRESS, which Ray itself would try for minutes."""
+    named = host_and_port(address)
+    reason = None if named is None else why_no_cluster(*named)
     if reason is not None:
         raise ConfigError(
             f"RAY_ADDRESS {address}: no Ray cluster can be joined there ({reason}); without RAY_ADDRESS this machine "
@@ -109,14 +117,16 @@ def why_no_cluster(host: str, port: int) -> str | None:
     except (OSError, OverflowError) as error:
         return explain(error)
     # Something listens. Whether it is the head of a cluster shows in its answer to what every node asks first.
-    with init_grpc_channel(f"{host}:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
-        try:
+    try:
+        with init_grpc_channel(f"{host}:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
             NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=SECONDS_TO_ANSWER)
-        except grpc.RpcError as error:
-            if error.code() in _TOKEN_NEEDED:
-                return "it asks for a token: RAY_AUTH_MODE=token, and the cluster's ~/.ray/auth_token on this machine"
-            if error.code() in _NOT_RAY:
-                return "another program listens there"
+    except grpc.RpcError as error:
+        if error.code() in _TOKEN_NEEDED:
+            return ASKS_FOR_TOKEN
+        if error.code() in _NOT_RAY:
+            return "another program listens there"
+    except Exception as error:  # such as that RAY_AUTH_MODE=token is set, and there is no token
+        return explain(error)
     return None
 
 
@@ -175,15 +185,25 @@ def explain_no_cluster(error: Exception, address: str) -> str:
     return f"Ray cannot be started: {reason}"
 
 
+def cluster_here() -> str | None:
+    """Address of the cluster that `ray start` noted on this machine; None if there is none, or no longer."""
+    noted = str(ray._private.utils.read_ray_address() or "")
+    host, _, port = noted.rpartition(":")
+    alive = bool(host) and port.isdigit() and why_no_cluster(host, int(port)) in (None, ASKS_FOR_TOKEN)
+    return noted if alive else None
+
+
 def forget_dead_cluster() -> None:
-    """Removes Ray's note of a cluster on this machine that was killed, as `ray stop` does.
+    """Removes Ray's note of a cluster on this machine that was killed, as `ray stop` does. Raises ConfigError.
 
     Ray trusts the note, and would wait minutes for a cluster that no longer exists.
     """
-    note = ray._private.utils.get_ray_address_file(None)
-    host, _, port = (ray._private.utils.read_ray_address() or "").rpartition(":")
-    if host:
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-        except (OSError, ValueError):
-            Path(note).unlink(missing_ok=True)
+    note = Path(ray._private.utils.get_ray_address_file(None))
+    try:
+        if note.exists() and cluster_here() is None:
+            note.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"Ray's note of a cluster that has ended cannot be removed: {explain(error)} (RAY_TMPDIR names another "
+            "folder)"
+        ) from error

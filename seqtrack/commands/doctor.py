@@ -1,7 +1,7 @@
 """Check what a run would need.
 
 Looks at Python, packages, CPUs, memory, disk, GPUs, Ray, MLflow, the Hub and the data, starts nothing and writes
-nothing. The exit code is 1 if a run with these settings could not start.
+nothing. The exit code is 1 if a run with these settings could not start. Without settings, only the machine is checked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from seqtrack.commands.program import add_settings
 from seqtrack.config import load_config
 
-COLOURS = {True: "\x1b[32m", False: "\x1b[31m", None: "\x1b[2m"}
+GREEN, RED, YELLOW, DIM = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[2m"
 MARKS = {True: "ok", False: "NO", None: "-"}
 
 
@@ -28,9 +28,10 @@ def run(options: argparse.Namespace) -> int:
 
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     fits = True
-    for name, fit, said, mend in examine(config):
+    for name, fit, said, mend in examine(config, bool(options.config or options.overrides)):
         mark = f"{MARKS[fit]:2}"
-        print(f"{COLOURS[fit]}{mark}\x1b[0m" if coloured else mark, f"{name:14}", said, flush=True)
+        colour = {True: GREEN, False: RED, None: YELLOW if mend else DIM}[fit]
+        print(f"{colour}{mark}\x1b[0m" if coloured else mark, f"{name:14}", said, flush=True)
         if mend:
             print(f"   {'':14} -> {mend}")
         fits = fits and fit is not False

@@ -7,9 +7,11 @@ import os
 import platform
 import re
 import shutil
-import tempfile
+import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -17,23 +19,24 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from seqtrack.config import Config
+from seqtrack.config import Config, check_supported
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
 from seqtrack.locations import as_path, is_uri, lasting
 
 PATIENCE = 8.0
-"""Seconds that a check may take; a server that hangs is named for it."""
+"""Seconds that all checks may take, which run side by side; a server that hangs is named for it."""
 GIB = 2**30
 LEAST_MEMORY, LEAST_SHM, LEAST_DISK = 2 * GIB, GIB, GIB
-"""Bytes that must be free: for the demo's processes, for Ray's samples under way, for a few checkpoints."""
-LONGEST_SOCKET = 107
-"""Bytes in the path of a Unix socket, which Ray opens below its temporary folder."""
-RAYS_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+"""Bytes that should be free: for the demo's processes, for Ray's samples under way, for a few checkpoints."""
 
 
 class Unfit(Exception):
-    """A check failed. The first argument says what is wrong, the second how to mend it."""
+    """A run could not start. The first argument says what is wrong, the second, if any, how to mend it."""
+
+
+class Note(Exception):
+    """A run can start without it. The first argument says what is so, the second what would be better, if anything."""
 
 
 class Finding(NamedTuple):
@@ -41,13 +44,16 @@ class Finding(NamedTuple):
 
     name: str
     fits: bool | None
-    """None: it is not needed, or only worth knowing."""
+    """None: a run can start without it."""
     said: str
     mend: str = ""
 
 
-def examine(config: Config) -> Iterator[Finding]:
-    """The findings, in order. Each check stands alone: whatever one raises is its finding."""
+def examine(config: Config, settings_given: bool = True) -> Iterator[Finding]:
+    """The findings, in order. Each check stands alone: whatever one raises is its finding.
+
+    `settings_given`: whether a user named settings; without any, only the machine is checked.
+    """
     checks: dict[str, Callable[[], str]] = {
         "Python": platform.python_version,
         "packages": check_packages,
@@ -55,33 +61,82 @@ def examine(config: Config) -> Iterator[Finding]:
         "memory": check_memory,
         "shared memory": check_shm,
         "disk": partial(check_disk, config),
-        "GPUs": partial(check_gpus, config),
+        "GPUs": check_gpus,
         "Ray": check_ray,
-        "MLflow": partial(check_mlflow, config),
-        "Hub": partial(check_hub, config),
-        "data": partial(check_data, config),
+        "MLflow": partial(optional, config.MLFLOW.REQUIRED, "MLFLOW.REQUIRED", partial(check_mlflow, config)),
+        "Hub": partial(optional, config.HUB.REQUIRED, "HUB.REQUIRED", partial(check_hub, config)),
         "decoder": check_decoder,
         "jpegtran": check_jpegtran,
     }
-    pool = ThreadPoolExecutor(len(checks))
-    started = {name: pool.submit(check) for name, check in checks.items()}
+    if settings_given:
+        checks |= {
+            "settings": partial(check_settings, config),
+            "workers": partial(check_workers, config),
+            "weights": partial(check_weights, config),
+            "data": partial(check_data, config),
+        }
+    # Threads of a pool would be waited for at the end of this process, however long they hang.
+    started = {name: _start(name, check) for name, check in checks.items()}
+    deadline = time.monotonic() + PATIENCE
     for name, future in started.items():
-        yield _finding(name, future)
-    pool.shutdown(wait=False, cancel_futures=True)
+        yield _finding(name, future, deadline)
 
 
-def _finding(name: str, future: Future[str]) -> Finding:
+def _start(name: str, check: Callable[[], str]) -> Future[str]:
+    future: Future[str] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(check())
+        except BaseException as error:  # whatever it is, it is this check's finding
+            future.set_exception(error)
+
+    threading.Thread(target=work, name=f"checks {name}", daemon=True).start()
+    return future
+
+
+def _finding(name: str, future: Future[str], deadline: float) -> Finding:
     try:
-        said = future.result(PATIENCE)
+        return Finding(name, True, future.result(max(0.0, deadline - time.monotonic())))
     except Unfit as unfit:
         return Finding(name, False, *unfit.args)
+    except Note as note:
+        return Finding(name, None, *note.args)
     except InputError as error:
         return Finding(name, False, str(error))
-    except TimeoutError:
-        return Finding(name, False, f"no answer within {PATIENCE:g} s")
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return Finding(name, False, explain(error) if future.done() else f"no answer within {PATIENCE:g} s")
+
+
+def optional(required: bool, setting: str, check: Callable[[], str]) -> str:
+    """The check of a server that a run can start without, unless it is required."""
+    try:
+        return within(PATIENCE * 0.75, check)
+    except Note:
+        raise
     except Exception as error:
-        return Finding(name, False, explain(error))
-    return Finding(name, None if said.startswith("not ") else True, said)
+        said, *mend = error.args if isinstance(error, Unfit) else (explain(error),)
+        if required:
+            raise Unfit(said, *mend) from error
+        raise Note(said, "; ".join([*mend, f"runs start without it ({setting} is false)"])) from error
+
+
+def within(seconds: float, check: Callable[[], str]) -> str:
+    """What the check says. Raises Unfit if it takes longer."""
+    future = _start("a server", check)
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():
+            raise
+        raise Unfit(f"no answer within {seconds:g} s") from None
+
+
+def check_settings(config: Config) -> str:
+    check_supported(config)
+    return "can be run"
 
 
 def check_packages() -> str:
@@ -115,50 +170,38 @@ def _installed(name: str) -> str | None:
 
 
 def check_cpus() -> str:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _limit("cpu.max")
-    allowed = usable if quota is None else quota[0] / quota[1]
-    limited = f", of which this container may use {allowed:g}" if allowed < usable else ""
-    if allowed < 1:
-        raise Unfit(f"{usable}{limited}", "at least one CPU: one half for a worker, one half for its data")
-    return f"{usable}{limited}"
+    from seqtrack.cluster.resources import usable_cpus
+
+    there, usable = os.cpu_count() or 1, usable_cpus()
+    said = f"{usable:g}" if usable >= there else f"{there}, of which {usable:g} may be used here"
+    if usable < 1:
+        raise Note(said, "a whole CPU; Ray takes it for one, and a run is slow")
+    return said
 
 
 def check_memory() -> str:
-    import psutil
+    import ray  # knows the limits of containers
 
-    free, limit = psutil.virtual_memory().available, _limit("memory.max")
-    if limit is not None:
-        free = min(free, int(limit[0]) - int((_limit("memory.current") or (0,))[0]))
+    free = ray._private.utils.estimate_available_memory()
     if free < LEAST_MEMORY:
-        raise Unfit(f"{free / GIB:.1f} GiB free", f"{LEAST_MEMORY / GIB:g} GiB are needed")
+        raise Note(f"{free / GIB:.1f} GiB free", f"{LEAST_MEMORY / GIB:g} GiB; else Ray may end workers")
     return f"{free / GIB:.1f} GiB free"
 
 
-def _limit(name: str) -> tuple[float, ...] | None:
-    """The numbers in a file of this process's control group; None if there is no limit."""
-    try:
-        words = Path("/sys/fs/cgroup", name).read_text("utf-8").split()
-    except OSError:
-        return None
-    return None if "max" in words[:1] else tuple(map(float, words))
+def check_shm() -> str:
+    from seqtrack.cluster.connect import shared_memory
 
-
-def check_shm(path: str = "/dev/shm") -> str:
-    if not Path(path).is_dir():
-        return "not used on this system"
-    free = shutil.disk_usage(path).free
+    free = shared_memory()
+    if free is None:
+        raise Note("not used on this system")
     if free < LEAST_SHM:
-        raise Unfit(
-            f"{path} has {free / GIB:.2f} GiB free",
-            "docker run --shm-size=4g; Ray keeps samples there and is slow else",
-        )
-    return f"{path} has {free / GIB:.1f} GiB free"
+        raise Note(f"/dev/shm has {free / GIB:.2f} GiB free", "docker run --shm-size=4g; without it Ray is slow")
+    return f"/dev/shm has {free / GIB:.1f} GiB free"
 
 
 def check_disk(config: Config) -> str:
     if is_uri(config.RUN.STORAGE_PATH):
-        return f"not on this machine: {config.RUN.STORAGE_PATH}"
+        raise Note(f"not on this machine: {config.RUN.STORAGE_PATH}")
     folder = Path(lasting(config.RUN.STORAGE_PATH))
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
@@ -169,35 +212,43 @@ def check_disk(config: Config) -> str:
     return f"{folder}: {free / GIB:.0f} GiB free"
 
 
-def check_gpus(config: Config) -> str:
+def check_gpus() -> str:
     import torch
 
+    driver = ""
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        asked = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE / 2)
+        driver = asked.stdout.split("\n")[0].strip() if asked.returncode == 0 else "that does not answer"
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     if names:
-        return f"{len(names)} × {names[0]}, CUDA {torch.version.cuda}"
-    if shutil.which("nvidia-smi"):
-        raise Unfit(
-            "nvidia-smi is here, and torch sees no GPU", "a driver for the CUDA of this torch, or RUN.GPUS_PER_WORKER=0"
-        )
-    if config.RUN.GPUS_PER_WORKER:
-        raise Unfit(f"RUN.GPUS_PER_WORKER {config.RUN.GPUS_PER_WORKER:g}, and there is no GPU", "RUN.GPUS_PER_WORKER=0")
-    return "not here; training on CPUs"
+        return f"{len(names)} × {names[0]}, CUDA {torch.version.cuda}{f', driver {driver}' if driver else ''}"
+    if driver:
+        raise Note(f"driver {driver}, and torch sees no GPU", f"a torch for this driver (this: {torch.version.cuda})")
+    raise Note("none; training on CPUs")
+
+
+def check_workers(config: Config) -> str:
+    """Whether RUN.WORKERS and their data fit on this machine. Raises ConfigError as a run would."""
+    import torch
+
+    from seqtrack.cluster.resources import plan_resources, usable_cpus
+
+    if os.environ.get("RAY_ADDRESS", "").strip() not in ("", "local"):
+        raise Note("asked of the cluster when a run starts")
+    machine = {"CPU": max(1.0, float(int(usable_cpus()))), "GPU": float(torch.cuda.device_count()), "nodes": 1.0}
+    plan = plan_resources(config, machine)
+    return f"{config.RUN.WORKERS}, each with {plan.cpus_per_worker:g} CPUs and {plan.gpus_per_worker:g} GPUs"
 
 
 def check_ray() -> str:
-    from seqtrack.cluster.connect import check_address
+    from seqtrack.cluster.connect import check_address, check_temporary_folder, starts_here
 
     address = os.environ.get("RAY_ADDRESS", "").strip()
     check_address(address)
-    if address not in ("", "auto", "local"):
-        return f"a cluster answers at {address}"
-    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    if len(f"{folder}/{RAYS_SOCKET}".encode()) > LONGEST_SOCKET:
-        raise Unfit(f"{folder}: too long a name for Ray's sockets", "RAY_TMPDIR=/tmp")
-    place = Path(folder, "ray") if Path(folder, "ray").exists() else Path(folder)
-    if not os.access(place, os.W_OK):
-        raise Unfit(f"{place} cannot be written to", "RAY_TMPDIR names another folder")
-    return f"starts on this machine, or joins what runs here; its files in {folder}/ray"
+    if not starts_here(address):
+        return f"a cluster runs at {address}" if address not in ("", "auto") else "joins the cluster of this machine"
+    return f"starts on this machine; its files in {check_temporary_folder()}/ray"
 
 
 def check_mlflow(config: Config) -> str:
@@ -213,7 +264,10 @@ def check_mlflow(config: Config) -> str:
         return shown
     file = sqlite_file(uri)
     if file is None:
-        return f"not tried before a run: {shown}"
+        import sqlalchemy
+
+        sqlalchemy.create_engine(uri).connect().close()
+        return shown
     there = next(parent for parent in (file, *file.absolute().parents) if parent.exists())
     if not os.access(there, os.W_OK):
         raise Unfit(f"{shown}: {there} cannot be written to", "MLFLOW.TRACKING_URI names another store")
@@ -222,10 +276,23 @@ def check_mlflow(config: Config) -> str:
 
 def check_hub(config: Config) -> str:
     if config.HUB.REPO_ID is None:
-        return "not used (HUB.REPO_ID is not set)"
+        raise Note("not used (HUB.REPO_ID is not set)")
     from seqtrack.integrations.hub import describe_access
 
     return describe_access(config.HUB.REPO_ID)
+
+
+def check_weights(config: Config) -> str:
+    source, setting = config.MODEL.WEIGHTS, "MODEL.WEIGHTS"
+    if source is None and config.MODEL.ENCODER.PRETRAIN_TYPE == "scratch":
+        return "random"
+    if source is None:
+        source, setting = config.MODEL.ENCODER.PRETRAIN_FILE, "MODEL.ENCODER.PRETRAIN_FILE"
+    if source is None or is_uri(as_path(source)):
+        raise Note(f"read when a run starts: {source or 'those of the encoder, from the Hub'}")
+    if not Path(lasting(source)).exists():
+        raise Unfit(f"{setting} {source}: there is no such file or folder", "where the weights are")
+    return source
 
 
 def check_data(config: Config) -> str:
@@ -246,4 +313,7 @@ def check_decoder() -> str:
 
 
 def check_jpegtran() -> str:
-    return shutil.which("jpegtran") or "not installed, and not needed"
+    found = shutil.which("jpegtran")
+    if found is None:
+        raise Note("not installed, and not needed")
+    return found

@@ -21,8 +21,15 @@ from ray.core.generated.gcs_service_pb2_grpc import (
 )
 
 from seqtrack.cluster import connect
-from seqtrack.cluster.connect import check_address, check_temporary_folder, explain_no_cluster, why_no_cluster
+from seqtrack.cluster.connect import (
+    check_address,
+    check_temporary_folder,
+    explain_no_cluster,
+    forget_dead_cluster,
+    why_no_cluster,
+)
 from seqtrack.config import ConfigError
+from tests.training.runs import REPOSITORY
 
 
 @pytest.mark.parametrize(
@@ -89,6 +96,25 @@ def test_the_head_of_a_cluster_is_one_and_says_if_it_wants_a_token(token: str | 
     assert found == expected or (expected is not None and found is not None and found.startswith(expected))
 
 
+@pytest.mark.parametrize("mode", ["token", "disabled"])
+def test_a_token_that_is_missing_here_is_said(mode: str, tmp_path: Path) -> None:
+    """In a process of its own, since Ray reads these variables once."""
+    code = "import sys; from seqtrack.cluster.connect import why_no_cluster; print(why_no_cluster('127.0.0.1', %d))"
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_NodeInfoGcsServiceServicer_to_server(Head("secret"), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "RAY_AUTH_MODE": mode}
+    try:
+        said = subprocess.run(
+            [sys.executable, "-c", code % port], env=environment, cwd=REPOSITORY, capture_output=True, text=True
+        ).stdout
+    finally:
+        server.stop(None)
+    assert said.startswith("AuthenticationError: " if mode == "token" else "it asks for a token: ")
+
+
 @pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
 def test_a_temporary_folder_of_too_long_a_name_is_refused_with_its_variable_and_its_length(
     variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -145,3 +171,31 @@ def test_words_that_ray_knows_are_left_to_it(address: str) -> None:
 def test_what_keeps_ray_from_starting_is_one_line(error: Exception, address: str, message: str) -> None:
     said = explain_no_cluster(error, address)
     assert message in said and "\n" not in said
+
+
+@pytest.fixture
+def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where `ray start` notes its cluster."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    return tmp_path / "ray/ray_current_cluster"
+
+
+def test_the_note_of_a_cluster_whose_port_another_program_has_now_is_removed(note: Path) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        note.write_text(f"127.0.0.1:{server.server_port}")
+        forget_dead_cluster()
+        server.shutdown()
+    assert not note.exists()
+
+
+def test_a_note_of_a_dead_cluster_that_cannot_be_removed_is_named(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note.write_text("127.0.0.1:9")
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)  # root may remove anything
+    with pytest.raises(ConfigError, match=rf"cannot be removed: {note}: permission is denied \(RAY_TMPDIR"):
+        forget_dead_cluster()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,9 @@ import pytest
 import yaml
 
 from seqtrack.cli import main
+from seqtrack.config import Config
 from seqtrack.experiments import doctor
+from tests.training.runs import REPOSITORY
 
 
 @pytest.fixture
@@ -33,8 +38,8 @@ def test_a_machine_on_which_a_run_could_start(settings: Path, capsys: pytest.Cap
     assert main(["doctor", "--config", str(settings)]) == 0
     shown = lines(capsys.readouterr().out)
     assert list(shown) == [
-        *("Python", "packages", "CPUs", "memory", "shared memory", "disk", "GPUs", "Ray", "MLflow", "Hub", "data"),
-        *("decoder", "jpegtran"),
+        *("Python", "packages", "CPUs", "memory", "shared memory", "disk", "GPUs", "Ray", "MLflow", "Hub", "decoder"),
+        *("jpegtran", "settings", "workers", "weights", "data"),
     ]
     assert shown["data"].endswith(": 4 sequences, 120 frames")
     assert not [line for line in shown.values() if line.startswith("NO")]
@@ -43,17 +48,42 @@ def test_a_machine_on_which_a_run_could_start(settings: Path, capsys: pytest.Cap
 FAULTS = {
     "data": ("DATA.ROOT=/nowhere", "DATA.ROOT /nowhere: no such folder"),
     "disk": ("RUN.STORAGE_PATH=/proc/runs", "/proc cannot be written to"),
-    "MLflow": ("MLFLOW.TRACKING_URI=http://127.0.0.1:9", "Connection refused"),
-    "Hub": ("HUB.REPO_ID=me/x", ""),
-    "GPUs": ("RUN.GPUS_PER_WORKER=1", "there is no GPU"),
+    "settings": ("DATA.SAMPLER_MODE=causal", "DATA.SAMPLER_MODE causal is not supported"),
+    "weights": ("MODEL.WEIGHTS=/nowhere.pth", "MODEL.WEIGHTS /nowhere.pth: there is no such file"),
+    "workers": ("RUN.GPUS_PER_WORKER=100", "100 GPUs asked for"),
 }
+SERVERS = {
+    "MLflow": ("MLFLOW.TRACKING_URI=http://127.0.0.1:9", "MLFLOW.REQUIRED=true", "Connection refused"),
+    "Hub": ("HUB.REPO_ID=me/x", "HUB.REQUIRED=true", ""),
+}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("required", [False, True])
+def test_a_server_that_does_not_answer_is_a_fault_only_where_it_is_required(
+    settings: Path, name: str, required: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    place, needed, message = SERVERS[name]
+    code = main(["doctor", "--config", str(settings), place, *([needed] if required else [])])
+    shown = lines(capsys.readouterr().out)
+    assert code == (1 if required else 0)
+    assert shown[name].startswith("NO" if required else "- ") and message in shown[name]
+
+
+def test_without_settings_only_the_machine_is_checked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_ADDRESS", "RAY_TMPDIR", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["doctor"]) == 0
+    assert not {"settings", "workers", "weights", "data"} & lines(capsys.readouterr().out).keys()
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_one_line_and_the_other_checks_go_on(
     settings: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("os.access", lambda path, mode: not str(path).startswith("/proc"))  # root may write anywhere
     override, message = FAULTS[name]
     assert main(["doctor", "--config", str(settings), override]) == 1
@@ -67,18 +97,59 @@ def test_an_address_of_ray_that_nobody_answers_at_is_a_fault(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     assert main(["doctor", "--config", str(settings)]) == 1
-    assert "no Ray cluster answers there" in lines(capsys.readouterr().out)["Ray"]
+    assert "no Ray cluster can be joined there" in lines(capsys.readouterr().out)["Ray"]
 
 
-def test_a_temporary_folder_of_too_long_a_name_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def test_a_temporary_folder_of_too_long_a_name_is_a_fault(
+    settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 60)))
-    with pytest.raises(doctor.Unfit, match="too long a name for Ray's sockets"):
-        doctor.check_ray()
+    assert main(["doctor", "--config", str(settings)]) == 1
+    assert "too long a name: Ray's sockets" in lines(capsys.readouterr().out)["Ray"]
 
 
-def test_a_check_that_hangs_is_named_for_it(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PATIENCE", 0.2)
-    monkeypatch.setattr(doctor, "check_decoder", lambda: time.sleep(1))
+HANGS = """
+import sys, threading
+from seqtrack.cli import main
+from seqtrack.experiments import doctor
+
+doctor.PATIENCE = 3.0
+doctor.check_decoder = doctor.check_jpegtran = threading.Event().wait
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_checks_that_hang_are_named_and_do_not_keep_the_program(settings: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", HANGS, "doctor", "--config", str(settings)],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    shown = lines(ended.stdout)
+    assert ended.returncode == 1
+    assert all(shown[name].endswith("no answer within 3 s") for name in ("decoder", "jpegtran"))
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), SystemExit(3)])
+def test_a_check_that_raises_is_one_line(
+    tiny_config: Config, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check() -> str:
+        raise error
+
+    monkeypatch.setattr(doctor, "check_decoder", check)
     found = {finding.name: finding for finding in doctor.examine(tiny_config)}
-    assert found["decoder"] == doctor.Finding("decoder", False, "no answer within 0.2 s")
+    assert found["decoder"].fits is False and len(found) == 16
+
+
+def test_colours_are_for_terminals_that_want_them(settings: Path) -> None:
+    code = "import sys; from seqtrack.cli import main; main(sys.argv[1:])"
+    words = [sys.executable, "-c", code, "doctor", "--config", str(settings)]
+    shown = {}
+    for wanted in ("", "1"):
+        ours, theirs = pty.openpty()
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "NO_COLOR": wanted}
+        subprocess.run(words, env=environment, stdout=theirs, check=True)
+        os.close(theirs)
+        shown[wanted] = os.read(ours, 1000)
+        os.close(ours)
+    assert b"\x1b[32mok\x1b[0m" in shown[""] and b"\x1b" not in shown["1"]
