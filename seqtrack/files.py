@@ -1,4 +1,4 @@
-"""Reads and replaces small files on any pyarrow filesystem."""
+"""Small files on any pyarrow filesystem, read whole and replaced in one step, and what is found in place of a file."""
 
 from __future__ import annotations
 
@@ -41,3 +41,22 @@ def write_atomically(filesystem: fs.FileSystem, path: str, content: str | bytes)
         partial.replace(place)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def what_came_instead(start: bytes) -> str | None:
+    """What a failed download left in the place of a file, by its first bytes, to be put after its name; None if none.
+
+    `start`: all of a small file, or some hundred bytes.
+    """
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        return "is empty"
+    if not start.strip(b"\0"):
+        return "holds nothing but zeros at its start: a download that was not finished"
+    if text.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file itself: `git lfs pull` fetches it"
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "is a web page (HTML): the link leads to a page about the file, or to a login"
+    if text.startswith((b"<?xml", b"<error")):
+        return "is an XML text: perhaps a server's error message"
+    return None

@@ -73,7 +73,7 @@ def test_only_some_rooms_know_ray_mlflow_and_the_hub(name: str) -> None:
     roots = {module.partition(".")[0] for module in imported_modules(name)}
     if not name.startswith(WITH_RAY):
         assert "ray" not in roots
-    if not name.startswith(WITH_MLFLOW_AND_HUB) and name not in ("model/weights", "tracker/load"):
+    if not name.startswith(WITH_MLFLOW_AND_HUB) and name != "model/weights":
         assert not roots & {"mlflow", "huggingface_hub"}
 
 

@@ -71,9 +71,9 @@ def test_a_file_uri_without_a_whole_path_is_refused(uri: str) -> None:
 @pytest.mark.parametrize("name", ["~", "~nobody-of-this-name", "a://b", "s3:x", "-x"])
 def test_a_relative_path_may_have_any_name(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/users/me")
     assert absolute(f"./{name}") == f"{tmp_path}/{Path(name)}"
-    assert absolute(name) == {"~": "/home/me", "a://b": "a://b"}.get(name, f"{tmp_path}/{name}")
+    assert absolute(name) == {"~": "/users/me", "a://b": "a://b"}.get(name, f"{tmp_path}/{name}")
 
 
 @pytest.mark.parametrize("path", ["", " ", '"\\0"', "a\nb", "s3://["])

@@ -22,8 +22,11 @@ from numpy.typing import NDArray
 
 from seqtrack.data.jpeg import START_OF_JPEG, JpegHeader, NotAPicture, check_complete, read_header
 from seqtrack.failures import explain
+from seqtrack.files import what_came_instead
 
 Image = NDArray[np.uint8]
+START = 512
+"""Bytes that tell what a file is that holds no picture."""
 
 
 class BrokenFrame(Exception):
@@ -114,27 +117,14 @@ def _decode_whole(name: str, data: bytes) -> Image:
     except cv2.error as error:
         raise BrokenFrame(f"{name} cannot be read ({explain(error)})") from error
     if image is None:
-        raise BrokenFrame(f"{name} cannot be read ({_what_it_is(data)})")
+        instead = what_came_instead(data[:START])
+        raise BrokenFrame(f"{name} cannot be read ({f'it {instead}' if instead else 'not a decodable image'})")
     return np.asarray(image, np.uint8)
 
 
 def _both_agree(header: JpegHeader) -> bool:
     """Whether nvimgcodec shows the pixels that OpenCV shows: not for CMYK, nor where the orientation is unclear."""
     return header.precision == 8 and header.components in (1, 3) and header.orientation is not None
-
-
-def _what_it_is(data: bytes) -> str:
-    """What a file is that is no picture, by its first bytes."""
-    start = data[:256].lstrip().lower()
-    if not data:
-        return "the file is empty"
-    if not data.strip(b"\0"):
-        return "the file holds only zeros"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file itself: `git lfs pull` fetches it"
-    if start.startswith((b"<!doctype", b"<html")):
-        return "a web page, not a picture"
-    return "not a decodable image"
 
 
 def _import_nvimgcodec() -> Any:

@@ -7,6 +7,7 @@ import zipfile
 from enum import Enum
 from pathlib import Path, PurePosixPath
 
+from seqtrack.files import what_came_instead
 from seqtrack.model.tensor_file import DATA, OLD_START, ZIP_START
 
 MODEL_FILE = "model.safetensors"
@@ -25,7 +26,6 @@ class Format(Enum):
 
 
 _BY_START = (
-    (b"version https://git-lfs", "is a Git LFS pointer, not the file itself: `git lfs pull` fetches it"),
     (b"\x93NUMPY", "is a NumPy array, not weights by name"),
     (b"\x89HDF", "is an HDF5 file (as Keras writes), not weights of PyTorch"),
     (b"GGUF", "is a GGUF file, not weights of PyTorch"),
@@ -49,11 +49,8 @@ def recognize(path: Path) -> Format | str:
         return "is no file, but a device or a pipe"
     with path.open("rb") as file:
         start = file.read(START)
-    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not start:
-        return "is empty"
-    if not start.strip(b"\0"):
-        return "holds nothing but zeros at its start: a download that was not finished"
+    if (instead := what_came_instead(start)) is not None:
+        return instead
     for begin, what in _BY_START:
         if start.startswith(begin):
             return what
@@ -61,16 +58,12 @@ def recognize(path: Path) -> Format | str:
         return _recognize_zip(path)
     if start.startswith(OLD_START):
         return Format.TORCH
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return "is a web page (HTML), not weights: the link leads to a page about the file, or to a login"
-    if text.startswith((b"<?xml", b"<error")):
-        return "is an XML text, not weights: perhaps a server's error message"
     if start[257:262] == b"ustar":
         return "is a tar archive: `tar -xf` unpacks it"
     if start[8:9] == b"{":
         length = int.from_bytes(start[:8], "little")
         return Format.SAFETENSORS if 8 + length <= size else f"is cut off: a safetensors file of more than {size} bytes"
-    if text.startswith((b"{", b"[")):
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")):
         return _recognize_json(path)
     if start[0] == 0x80 and start[1] <= 5:
         return "is a pickle that torch.save did not write, so it cannot be read without running its code"

@@ -110,7 +110,7 @@ class SeqTrack(nn.Module):
     def from_pretrained(cls, source: str, revision: str | None = None) -> SeqTrack:
         """The trained model of a Hub repository (`user/name`) or of a folder such as a checkpoint, in eval mode.
 
-        Raises WeightsError, or an error of the Hub's client.
+        Raises WeightsError or ConfigError.
         """
         from seqtrack.model.weights import load_pretrained  # imported here, because it imports this module
 

@@ -146,20 +146,38 @@ def load_weights(model: SeqTrack, path: str | Path) -> None:
 
 def load_pretrained(source: str, revision: str | None = None) -> SeqTrack:
     """Implements `SeqTrack.from_pretrained`."""
-    folder = Path(source)
-    if not folder.is_dir():
+    folder = Path(source) if Path(source).is_dir() else fetch_pretrained(source, revision)
+    return read_model(folder, source)[0]
+
+
+def fetch_pretrained(repo_id: str, revision: str | None = None, path: str = "") -> Path:
+    """Downloads a trained model of the Hub into its client's cache. Returns the folder for `read_model`.
+
+    `path`: the folder within the repository. Raises WeightsError.
+    """
+    files = [f"{path}/{name}".lstrip("/") for name in (MODEL_FILE, SETTINGS_FILE, META_FILE)]
+    try:
         endpoint = os.environ.get("HF_ENDPOINT")
-        files = [MODEL_FILE, SETTINGS_FILE]
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=files, endpoint=endpoint))
+        root = snapshot_download(repo_id, revision=revision, allow_patterns=files, endpoint=endpoint)
+    except Exception as error:  # the client passes on whatever its parts raise
+        raise WeightsError(f"{repo_id}: cannot be had from the Hub ({explain(error)})") from error
+    return Path(root, path)
+
+
+def read_model(folder: Path, shown: str) -> tuple[SeqTrack, Config]:
+    """The model in a checkpoint, or at the top of a Hub repository, in evaluation mode, and its settings.
+
+    `shown`: how errors name the folder. Raises WeightsError or ConfigError.
+    """
     if (folder / SETTINGS_FILE).is_file():
         config = load_config(folder / SETTINGS_FILE)
     elif (folder / META_FILE).is_file():
-        config = parse_config(_settings_in(folder / META_FILE), f"{folder}/{META_FILE}")
+        config = parse_config(_settings_in(folder / META_FILE), f"{shown}/{META_FILE}")
     else:
-        raise WeightsError(f"{source}: has neither {SETTINGS_FILE} nor {META_FILE}, which say what model it is")
+        raise WeightsError(f"{shown}: has neither {SETTINGS_FILE} nor {META_FILE}, which say what model it is")
     model = build_model(config)
     load_weights(model, folder / MODEL_FILE)
-    return model.eval()
+    return model.eval(), config
 
 
 def _settings_in(meta_file: Path) -> Any:

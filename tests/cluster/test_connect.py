@@ -163,7 +163,11 @@ def test_words_that_ray_knows_are_left_to_it(address: str) -> None:
     [
         (FileNotFoundError(2, "No such", f"{Path.home()}/.ray"), "", "in the home folder; HOME=… names another one)"),
         (ValueError("object store exceeds /dev/shm size"), "", "(a larger /dev/shm: docker run --shm-size=…)"),
-        (PermissionError(13, "Permission denied", "/tmp/ray"), "", "/tmp/ray: permission is denied (RAY_TMPDIR names"),
+        (
+            PermissionError(13, "Permission denied", "/scratch/ray"),
+            "",
+            "/scratch/ray: permission is denied (RAY_TMPDIR names",
+        ),
         (RuntimeError("the node timed out\n at line 3"), "local", "started: RuntimeError: the node timed out"),
         (ConnectionError("no token"), "10.0.0.1:6379", "cannot be joined: no token"),
     ],

@@ -142,10 +142,10 @@ def test_a_jpeg_that_is_cut_off_anywhere_is_refused(decoder: FrameDecoder, kind:
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (b"", "the file is empty"),
-        (b"\0" * 500, "the file holds only zeros"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
-        (b"\n<!DOCTYPE html><html>", "a web page"),
+        (b"", "it is empty"),
+        (b"\0" * 500, "it holds nothing but zeros"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "it is a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html>", "it is a web page"),
         (b"\xff\xd8\xff\xd9", "a JPEG without a picture"),
     ],
 )

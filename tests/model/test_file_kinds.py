@@ -16,18 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from seqtrack.model.weights import WeightsError, read_weights, save_published, save_safetensors
+from seqtrack.model.weights import read_weights, save_published, save_safetensors
+from tests.model.refusal import refusal
 
 WEIGHTS = {"a": torch.arange(300.0), "b": torch.ones(2, 2)}
-
-
-def refusal(path: Path) -> str:
-    """What is said of weights that are refused, after their path."""
-    with pytest.raises(WeightsError) as error:
-        read_weights(path)
-    message = str(error.value)
-    assert message.startswith(f"{path}: ") and "\n" not in message
-    return message.removeprefix(f"{path}: ")
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
@@ -40,9 +32,9 @@ def refusal(path: Path) -> str:
             b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
             "is a Git LFS pointer, not the file itself: `git lfs pull` fetches it",
         ),
-        (b"<!DOCTYPE html>\n<html><body>Sign in</body>", "is a web page (HTML), not weights"),
-        (b"\xef\xbb\xbf\r\n <HTML><head>", "is a web page (HTML), not weights"),
-        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is an XML text, not weights"),
+        (b"<!DOCTYPE html>\n<html><body>Sign in</body>", "is a web page (HTML)"),
+        (b"\xef\xbb\xbf\r\n <HTML><head>", "is a web page (HTML)"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is an XML text"),
         (gzip.compress(b"weights"), "is compressed by gzip: `gunzip`"),
         (b"\xfd7zXZ\0\0\x04", "is compressed by xz"),
         (b"\x08\x08\x12\x07pytorch\x1a\x052.3.0:\x8f", "is an ONNX model, not weights of PyTorch"),

@@ -29,6 +29,7 @@ from seqtrack.model.weights import (
     starting_weights,
 )
 from tests.model.formula import formula_weight
+from tests.model.refusal import refusal
 
 
 @pytest.fixture
@@ -140,15 +141,6 @@ def test_what_does_not_fit_is_listed_by_kind(model: SeqTrack, tiny_config: Confi
         "1 misshapen: bottleneck.weight is [2, 2], not [32, 128]"
     )
     assert_same_bytes(dict(model.state_dict()), before)
-
-
-def refusal(path: Path) -> str:
-    """What is said of weights that are refused, after their path."""
-    with pytest.raises(WeightsError) as error:
-        read_weights(path)
-    message = str(error.value)
-    assert message.startswith(f"{path}: ") and "\n" not in message
-    return message.removeprefix(f"{path}: ")
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
