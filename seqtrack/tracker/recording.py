@@ -11,8 +11,10 @@ from types import TracebackType
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from seqtrack.boxes import iou, xywh_to_xyxy
 from seqtrack.data.crops import crop_image, crop_region
 from seqtrack.data.decoding import ArrayFrame, Image
 from seqtrack.tracker.draw import TRUTH, Drawn, colour_of, draw
@@ -87,10 +89,6 @@ def picture_of(followed: Followed, annotation: NDArray[np.float32] | None) -> Im
 
 def mean_iou(found: Sequence[Sequence[float]], annotation: NDArray[np.float32]) -> tuple[float, int]:
     """Mean IoU over the frames whose annotation has a box, and their number. The frames are paired in order."""
-    import torch
-
-    from seqtrack.boxes import iou, xywh_to_xyxy
-
     truth = torch.from_numpy(np.asarray(annotation[: len(found)], np.float64))
     ours = torch.tensor(found[: len(truth)], dtype=torch.float64)
     there = truth.isfinite().all(dim=1) & (truth[:, 2] > 0) & (truth[:, 3] > 0)

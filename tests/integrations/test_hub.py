@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from seqtrack.experiments.train import run_training
 from seqtrack.integrations import hub
 from seqtrack.integrations.hub import HubError, HubRepo, HubThread, fetch_checkpoint
 from seqtrack.model.seqtrack import SeqTrack
-from seqtrack.model.weights import read_weights
+from seqtrack.model.weights import WeightsError, read_weights
 from seqtrack.runs.checkpoint import (
     CheckpointError,
     checkpoint_name,
@@ -27,6 +28,7 @@ from seqtrack.runs.checkpoint import (
     whole_checkpoints,
 )
 from seqtrack.runs.folder import RunFolder
+from seqtrack.tracker.load import load_trained
 from tests.folders import run_at
 from tests.integrations.hub_runs import REPO, hub_server, tiny, train
 from tests.integrations.hub_server import READER, TOKEN, Fault, HubServer
@@ -262,6 +264,21 @@ def test_strangers_find_a_card_and_load_the_model(server: HubServer, filled: Pat
     assert not model.training
     local = SeqTrack.from_pretrained(str(filled / "checkpoint_epoch_0003"))
     assert not torch.equal(next(local.parameters()), next(model.parameters()))
+
+
+@pytest.mark.parametrize(("path", "epoch"), [("", 2), ("/checkpoints/checkpoint_epoch_0003", 3)])
+def test_a_tracker_takes_the_repositorys_own_weights_or_a_checkpoints(
+    server: HubServer, filled: Path, path: str, epoch: int
+) -> None:
+    trained = load_trained(f"hf://{REPO}{path}")
+    ours = read_weights(filled / checkpoint_name(epoch, 0))
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in trained.model.state_dict().items())
+
+
+@pytest.mark.parametrize("place", ["hf://me/nothing", f"hf://{REPO}/checkpoints/checkpoint_epoch_0009"])
+def test_a_model_that_is_not_on_the_hub_is_named(server: HubServer, filled: Path, place: str) -> None:
+    with pytest.raises(WeightsError, match=re.escape(place.removeprefix("hf://").split("/checkpoints")[0])):
+        load_trained(place)
 
 
 @pytest.mark.parametrize(
