@@ -78,7 +78,9 @@ def run(options: argparse.Namespace) -> int:
     found: list[tuple[float, ...]] = []
     numbers: list[int] = []
     ended: BaseException | None = None
-    length = None if source.length is None else len(range(options.start, options.stop or source.length, options.stride))
+    length = source.length
+    if length is not None:
+        length = len(range(options.start, min(options.stop or length, length), options.stride))
     with (
         Recording(folder, source.name, len(boxes), source.rate, not options.no_video, options.crops) as recording,
         tqdm(total=length, unit="frame", desc=source.name) as progress,
