@@ -134,6 +134,10 @@ def test_a_name_that_no_folder_can_have_is_refused_before_a_run_starts(name: str
 @pytest.mark.parametrize(
     "arguments", ["pack-lasot DATA.ROOT=x --to", "deliver", "convert-weights a", "reproduce --config demo --phase1"]
 )
-def test_no_program_takes_an_empty_path(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_program_takes_an_empty_path_or_begins_anything_with_it(
+    arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main([*arguments.split(), ""]) == 2
     assert capsys.readouterr().err == "error: an empty path; `.` is the current folder\n"
+    assert not list(tmp_path.iterdir())

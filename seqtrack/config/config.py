@@ -235,7 +235,9 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any, source: str) -> No
         if not isinstance(child, dict):
             raise ConfigError(f"{source}: {shown_key(key)}: unknown setting{_nearest_setting(key)}")
         node = child
-    if isinstance(node.get(last), dict) and not isinstance(value, dict):
+    if any(doc.key.startswith(f"{key}.") for doc in setting_docs()) or (
+        isinstance(node.get(last), dict) and not isinstance(value, dict)
+    ):
         raise ConfigError(f"{source}: {key} is a section, not a setting; name one of its settings, as {key}.…=VALUE")
     node[last] = value
 

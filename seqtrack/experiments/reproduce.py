@@ -54,6 +54,7 @@ def reproduce(
     phase 2. `tolerance`: the largest difference that still counts as equal. Raises InputError, and Stopped if a signal
     came.
     """
+    finished1, finished2 = (None if location is None else find_run(location) for location in given)
     # Two finished runs can be compared where their data are not.
     config, data = (settle_paths(config), None) if all(given) else open_experiment(config)
     config = mlflow_store.with_one_store(config)  # the phases' storage is further down
@@ -61,11 +62,10 @@ def reproduce(
     experiment = RunFolder.of(config)
     config = config.with_settings({"RUN.STORAGE_PATH": experiment.location})
 
-    run1 = experiment.child("phase1") if given[0] is None else find_run(given[0])
-    run2 = experiment.child("phase2") if given[1] is None else find_run(given[1])
+    run1, run2 = finished1 or experiment.child("phase1"), finished2 or experiment.child("phase2")
     start2 = child(run1.location, checkpoint_name(resume_epoch - 1, 0))
-    error1 = None if given[0] else train_phase(1, config, data, None, parent_run, say)
-    error2 = None if given[1] or error1 else train_phase(2, config, data, start2, parent_run, say)
+    error1 = None if finished1 else train_phase(1, config, data, None, parent_run, say)
+    error2 = None if finished2 or error1 else train_phase(2, config, data, start2, parent_run, say)
 
     phase1 = read_phase("Phase 1", run1, config.total_steps, error1)
     phase2 = read_phase("Phase 2", run2, config.total_steps, error2)

@@ -10,7 +10,6 @@ nothing twice. A server that is slow, away or failing delays no step; it gets th
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import shlex
 import threading
@@ -43,7 +42,7 @@ from seqtrack.reports.plots import report_figures
 from seqtrack.reports.snapshots import snapshot_figure
 from seqtrack.runs.checkpoint import StoredCheckpoint, checkpoint_name, whole_checkpoints
 from seqtrack.runs.folder import RunFileError, RunFolder, read_settings
-from seqtrack.runs.log import LOG_FILE, METRICS_FILE, Tail, read_metrics
+from seqtrack.runs.log import LOG_FILE, METRICS_FILE, Tail, parse_record, read_metrics
 from seqtrack.runs.record import read_phase
 
 logger = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ class Mirror:
             if not self._open:
                 self._open_run()
             lines, _ = self._metrics.read()
-            records = [json.loads(line) for line in lines]
+            records = [parse_record(line, self._run.file(METRICS_FILE)) for line in lines]
             self._send_metrics([record for record in records if record["step"] > self._sent_step])
             self._pictures_due |= {int(record["step"]) for record in records if "epoch/loss" in record}
             self._pictures_due -= self._pictures_settled

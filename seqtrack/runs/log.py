@@ -133,21 +133,21 @@ def read_metrics(run: RunFolder) -> list[dict[str, float]]:
     Raises RunFileError naming the first line that is no record.
     """
     lines = (run.read_text(METRICS_FILE) or "").split("\n")[:-1]
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        numbers = record.values() if isinstance(record, dict) else ()
-        if (
-            not isinstance(record, dict)
-            or "step" not in record
-            or not all(type(one) in (int, float) for one in numbers)
-        ):
-            raise RunFileError(f"{run.file(METRICS_FILE)}, line {number}: is no record of a step: {line[:60]!r}")
-        records.append(record)
-    return records
+    return [
+        parse_record(line, f"{run.file(METRICS_FILE)}, line {number}") for number, line in enumerate(lines, start=1)
+    ]
+
+
+def parse_record(line: str, where: str) -> dict[str, float]:
+    """A step's record. Raises RunFileError, beginning with `where`, if the line is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    numbers = record.values() if isinstance(record, dict) else ()
+    if not isinstance(record, dict) or "step" not in record or not all(type(one) in (int, float) for one in numbers):
+        raise RunFileError(f"{where}: is no record of a step: {line[:60]!r}")
+    return record
 
 
 class LogFollower:

@@ -21,7 +21,7 @@ from seqtrack.config import Config
 from seqtrack.environment import installed_versions
 from seqtrack.failures import explain
 from seqtrack.model.seqtrack import SeqTrack, build_model
-from seqtrack.model.weights import MODEL_FILE, Weights
+from seqtrack.model.weights import MODEL_FILE, Weights, check_finite
 from seqtrack.runs.checkpoint import (
     STARTING_META,
     STATE_FILE,
@@ -97,6 +97,15 @@ class TrainState:
         training = load_plain(directory / STATE_FILE)
         try:
             optimizer, epochs = training["optimizer"], len(training["history"])
+            check_finite(
+                (
+                    (f"{name} of parameter {index}", value)
+                    for index, state in optimizer["state"].items()
+                    for name, value in state.items()
+                    if isinstance(value, Tensor)
+                ),
+                "the optimizer's state",
+            )
             self.model.load_state_dict(load_file(directory / MODEL_FILE))
             if new_schedule:
                 with warnings.catch_warnings():  # it warns that the optimizer makes no step in between

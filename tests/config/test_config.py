@@ -106,6 +106,11 @@ def test_a_bad_setting_is_named_with_its_file(settings: dict[str, Any], message:
         ("TRAIN.LRR=1.0", "command line: TRAIN.LRR: unknown setting; did you mean TRAIN.LR?"),
         ("TRAIN.LR.\n=1", "command line: 'TRAIN.LR.\\n': unknown setting; did you mean TRAIN.LR?"),
         ("TRAIN=1", "command line: TRAIN is a section, not a setting"),
+        (
+            "TRAIN={LR: 1}",
+            "command line: TRAIN is a section, not a setting; name one of its settings, as TRAIN.…=VALUE",
+        ),
+        ("MODEL.ENCODER={}", "command line: MODEL.ENCODER is a section, not a setting"),
         ("TRAIN.LR.X=1", "command line: TRAIN.LR.X: unknown setting; did you mean TRAIN.LR?"),
         ("TRAIN.LR=[1", "override 'TRAIN.LR=[1': not valid YAML (line 1: expected"),
     ],

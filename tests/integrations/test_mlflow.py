@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import shutil
@@ -10,8 +9,6 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -25,7 +22,7 @@ from seqtrack.integrations import mlflow
 from seqtrack.integrations.mlflow import MIRROR_FILE, Mirror, MirrorState, MirrorThread, deliver
 from seqtrack.runs.checkpoint import whole_checkpoints
 from seqtrack.runs.folder import RunFileError, RunFolder
-from seqtrack.runs.log import LOG_FILE, MetricsFile, read_metrics
+from seqtrack.runs.log import LOG_FILE, METRICS_FILE, MetricsFile, parse_record, read_metrics
 from tests.integrations.servers import MlflowServer, postgresql, wait_until
 from tests.settings import make_tiny_settings
 from tests.training import loops
@@ -125,11 +122,11 @@ def test_a_look_reads_only_what_is_new(server: MlflowServer, tracked: Tracked, m
     config, run = tracked(server.uri)
     parsed: list[str] = []
 
-    def parse(line: str) -> Any:
+    def parse(line: str, where: str) -> dict[str, float]:
         parsed.append(line)
-        return json.loads(line)
+        return parse_record(line, where)
 
-    monkeypatch.setattr(mlflow, "json", SimpleNamespace(loads=parse))
+    monkeypatch.setattr(mlflow, "parse_record", parse)
 
     def parsed_by_looks(mirror: Mirror, looks: int = 3) -> int:
         parsed.clear()
@@ -191,6 +188,17 @@ def test_a_damaged_state_is_named_and_not_taken_for_a_new_run(
     with pytest.raises(RunFileError, match=f"{run.file(MIRROR_FILE)}: {message}"):
         MirrorThread(config, run, TAGS)
     assert run.read_text(MIRROR_FILE) == content
+
+
+@pytest.mark.parametrize("line", ['{"step": 2, "tr', "[1, 2]", '{"step": "2"}'])
+def test_a_damaged_record_is_named(server: MlflowServer, tracked: Tracked, line: str) -> None:
+    config, run = tracked(server.uri)
+    train(run, 0, 1)
+    mirror = started(config, run)
+    with open(run.file(METRICS_FILE), "a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(RunFileError, match=f"^{run.file(METRICS_FILE)}: is no record of a step"):
+        mirror.sync()
 
 
 def test_a_state_that_cannot_be_written_stays_the_old_one_and_stops_nothing(

@@ -157,6 +157,20 @@ def test_a_state_of_other_values_is_refused_by_name(
         state.load(folder)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_moments_of_the_optimizer_that_are_no_numbers_are_named(
+    tiny_config: Config, tmp_path: Path, number: float
+) -> None:
+    state = TrainState.fresh(tiny_config, 0, CPU)
+    train(state, tiny_config, 1)
+    folder = save(state, tiny_config, tmp_path / "checkpoint")
+    training = load_plain(folder / "state.pt")
+    training["optimizer"]["state"][2]["exp_avg"].view(-1)[0] = number
+    torch.save(training, folder / "state.pt")
+    with pytest.raises(CheckpointError, match=r"NaN or infinite, the first: exp_avg of parameter 2\)$"):
+        state.load(folder)
+
+
 @pytest.mark.parametrize("change", [{"torch": 1}, {"python": (3, (1, 2), None)}, {"numpy": {}}, {"numpy": "beyond"}])
 def test_generators_of_other_values_are_refused_by_name(
     tiny_config: Config, tmp_path: Path, change: dict[str, object]
