@@ -65,7 +65,10 @@ def run(options: argparse.Namespace) -> int:
     source = open_source(options.source)
     trained = load_trained(options.weights, options.config)
     shots = chosen(source, options.start, options.stop, options.stride)
-    first = next(shots, None)
+    try:
+        first = next(shots, None)
+    except CutOff as error:
+        raise InputError(f"{error}; frame {options.start} is not among them") from error
     if first is None:
         raise InputError(f"{options.source}: has no frame {options.start}")
     boxes = first_boxes(options, source, first)
@@ -75,6 +78,9 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.out or Path("tracks", source.name))
     window = Window(source.name) if options.show else None
     print(f"{trained.source} on {device}, {len(boxes)} target{'s' if len(boxes) > 1 else ''} in {options.source}")
+    if first.turned:
+        height, width = first.image.shape[:2]
+        print(f"The picture is {first.turned}; boxes are in its pixels as shown, {width} × {height}")
     found: list[tuple[float, ...]] = []
     numbers: list[int] = []
     ended: BaseException | None = None

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from seqtrack.data.datasets.annotations import FaultyText, parse_boxes
 from seqtrack.data.datasets.frames import PICTURES
 from seqtrack.data.decoding import BrokenFrame, FrameDecoder, Image
+from seqtrack.data.jpeg import START_OF_JPEG, read_header
 from seqtrack.errors import InputError, did_you_mean
 from seqtrack.failures import explain
 
@@ -42,7 +43,9 @@ class Shot(NamedTuple):
     seconds: float
     """When it is shown, since the first frame."""
     image: Image
-    """(H, W, 3) RGB."""
+    """(H, W, 3) RGB, the way round that it is shown."""
+    turned: str = ""
+    """Why the picture is shown another way round than it is stored; empty where it is not."""
 
 
 class Source(Protocol):
@@ -118,7 +121,8 @@ class Video:
                     moment = frame.time if frame.time is not None else number / float(self.rate)
                     first = moment if number == 0 else first
                     seconds = moment - first
-                    yield Shot(number, seconds, _upright(frame))
+                    turned = f"turned by {-frame.rotation % 360}° clockwise, as the file says" if frame.rotation else ""
+                    yield Shot(number, seconds, _upright(frame), turned)
                     number += 1
         except (av.FFmpegError, OSError) as error:
             if number == 0:
@@ -167,12 +171,14 @@ class Pictures:
         decoder = FrameDecoder(by_region=False)
         for number, file in enumerate(self.files):
             try:
-                frame = decoder.open(str(file), file.read_bytes())
+                data = file.read_bytes()
+                frame = decoder.open(str(file), data)
             except (BrokenFrame, OSError) as error:
                 if number == 0:
                     raise SourceError(explain(error)) from error
                 raise CutOff(f"{explain(error)}; {number} of {len(self.files)} frames come before it") from error
-            yield Shot(number, float(number / self.rate), frame.pixels(0, 0, frame.width, frame.height))
+            picture = frame.pixels(0, 0, frame.width, frame.height)
+            yield Shot(number, float(number / self.rate), picture, _how_turned(data))
 
 
 GROUND_TRUTHS = ("groundtruth.txt", "groundtruth_rect.txt", "groundtruth_rect.1.txt")
@@ -206,6 +212,14 @@ def _upright(frame: av.VideoFrame) -> Image:
     image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
     turns = round((frame.rotation or 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def _how_turned(data: bytes) -> str:
+    """The words for Shot.turned, from the EXIF orientation of a JPEG that can be decoded."""
+    orientation = read_header(data).orientation if data.startswith(START_OF_JPEG) else 1
+    if orientation == 1:
+        return ""
+    return "turned as its EXIF orientation says" + ("" if orientation is None else f", {orientation} of 1 to 8")
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import av
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
 from seqtrack.cli import main
 from seqtrack.config import parse_config
 from seqtrack.runs.folder import RunFolder, write_settings
+from seqtrack.tracker import BatchTracker
 from tests.settings import make_tiny_settings
-from tests.tracker.videos import disc, write_video
+from tests.tracker.videos import disc, turn, write_video
 from tests.training.loops import train
 
 
@@ -128,6 +132,55 @@ def test_a_video_that_is_cut_off_is_tracked_to_the_cut(
     assert track(run, video, tmp_path / "out", "--box", BOX) == 1
     assert "clip.mkv: is cut off after" in capsys.readouterr().err
     assert 5 < len(rows(tmp_path / "out")) < 60
+
+
+def test_a_start_beyond_the_cut_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = write_video(tmp_path / "clip.mkv", [disc(number)[0] for number in range(60)])
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    assert track(run, video, tmp_path / "out", "--box", BOX, "--start", "58") == 2
+    assert capsys.readouterr().err.endswith("; frame 58 is not among them\n")
+
+
+def test_ctrl_c_finishes_the_files_with_what_was_tracked(
+    run: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = itertools.count(1)
+    find = BatchTracker.track
+
+    def track_until_ctrl_c(tracker: BatchTracker, frames: Any) -> Any:
+        if next(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return find(tracker, frames)
+
+    monkeypatch.setattr(BatchTracker, "track", track_until_ctrl_c)
+    assert track(run, video, tmp_path / "out", "--box", BOX) == 128 + signal.SIGINT
+    assert [int(row["frame"]) for row in rows(tmp_path / "out")] == [0, 1, 2, 3, 4]
+    with av.open(str(tmp_path / "out/clip.mp4")) as container:
+        assert len(list(container.decode(video=0))) == 5
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_it_is_said_which_way_round_a_picture_is_tracked_in(
+    run: Path, tmp_path: Path, orientation: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(2):
+        exif = PIL.Image.Exif()
+        exif[0x0112] = orientation
+        PIL.Image.fromarray(disc(number)[0]).save(folder / f"{number}.jpg", exif=exif)
+    assert track(run, folder, tmp_path / "out", "--box", BOX, "--no-video") == 0
+    size = "128 × 96" if orientation == 3 else "96 × 128"
+    said = f"turned as its EXIF orientation says, {orientation} of 1 to 8; boxes are in its pixels as shown, {size}"
+    assert said in capsys.readouterr().out
+
+
+def test_it_is_said_that_a_video_was_filmed_sideways(
+    run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert track(run, turn(video), tmp_path / "out", "--box", BOX, "--no-video") == 0
+    said = "turned by 90° clockwise, as the file says; boxes are in its pixels as shown, 96 × 128"
+    assert said in capsys.readouterr().out
 
 
 FAULTS = {
