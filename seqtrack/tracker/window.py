@@ -18,6 +18,8 @@ def check_screen(what: str) -> None:
     """Raises InputError where no window can be opened; `what` is what was asked for."""
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise InputError(f"{what}: there is no screen here (neither DISPLAY nor WAYLAND_DISPLAY is set)")
+    # OpenCV's Qt asks for fonts otherwise, which nobody needs.
+    os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")
 
 
 def select_boxes(title: str, image: Image) -> list[tuple[float, ...]]:
