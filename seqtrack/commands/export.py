@@ -39,8 +39,8 @@ def run(options: argparse.Namespace) -> int:
     except ExportError as error:
         raise ProgramError(f"{options.output}: was not written: {error}") from error
     batches = " and ".join(map(str, CHECKED))
-    print(f"Wrote {target} ({target.stat().st_size / 1e6:,.1f} MB): in batches of {batches} the same tokens as PyTorch,")
-    print(f"probabilities at most {deviation:.1e} from its")
+    print(f"Wrote {target}, {target.stat().st_size / 1e6:,.1f} MB")
+    print(f"In batches of {batches}: the same tokens as PyTorch, probabilities at most {deviation:.1e} from its")
     return 0
 
 
@@ -49,10 +49,13 @@ def file_to_write(output: str) -> Path:
     target = on_this_machine(output)
     if target.suffix != ".onnx":
         raise InputError(f"--output {output}: the file's name ends in .onnx")
-    if target.is_dir():
-        raise InputError(f"--output {output}: is a folder; name a file in it")
-    if not target.parent.is_dir():
-        raise InputError(f"--output {output}: there is no folder {target.parent}")
+    try:
+        if target.is_dir():
+            raise InputError(f"--output {output}: is a folder; name a file in it")
+        if not target.parent.is_dir():
+            raise InputError(f"--output {output}: there is no folder {target.parent}")
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"--output {output}: cannot be written ({explain(error)})") from error
     return target
 
 
