@@ -110,11 +110,7 @@ def to_onnx(model: SeqTrack, settings: TrackerSettings) -> ir.Model:
             ClearMetadataAndDocStringPass()(program.model)  # where each node's code was on this machine
     except Exception as error:  # whatever torch and onnxscript raise
         raise ExportError(f"the model cannot be turned into ONNX ({explain(error)})") from error
-    graph = program.model.graph
-    window = next(value for value in graph.inputs if value.name == "window")
-    window.const_value = ir.tensor(search_window(settings).numpy(), name="window")  # its value where none is given
-    graph.register_initializer(window)
-    graph.name, program.model.producer_name = "seqtrack", "seqtrack"
+    program.model.graph.name, program.model.producer_name = "seqtrack", "seqtrack"
     return program.model
 
 
@@ -133,7 +129,7 @@ def describe(model: SeqTrack, settings: TrackerSettings, recipe: str) -> dict[st
 
 
 def search_window(settings: TrackerSettings) -> Tensor:
-    """(bins,) weights of the centre tokens: what the tracker uses, or ones if it uses none."""
+    """(bins,) weights of the centre tokens: the tracker's Hann window, or ones if it uses none."""
     return torch.hann_window(settings.bins, periodic=False) if settings.window else torch.ones(settings.bins)
 
 
@@ -153,13 +149,10 @@ def largest_deviation(file: Path, model: SeqTrack, settings: TrackerSettings) ->
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         for batch in CHECKED:
-            template, search = random_images(settings, batch)
-            tokens, confidence, box = (
-                torch.from_numpy(found)
-                for found in session.run(OUTPUTS, {"template": template.numpy(), "search": search.numpy()})
-            )
-            with torch.inference_mode():
-                expected = FindTarget(model)(template, search, search_window(settings))
+            inputs = (*random_images(settings, batch), search_window(settings))
+            found = session.run(OUTPUTS, {name: one.numpy() for name, one in zip(INPUTS, inputs, strict=True)})
+            tokens, confidence, box = map(torch.from_numpy, found)
+            expected = FindTarget(model)(*inputs)
             if not torch.equal(tokens, expected[0]) or not torch.allclose(box, expected[2]):
                 raise ExportError(f"onnxruntime finds other tokens than PyTorch in a batch of {batch}")
             largest = max(largest, float((confidence - expected[1]).abs().max()))
