@@ -15,13 +15,24 @@ from functools import partial
 
 import shtab
 
-from seqtrack.commands import convert_weights, deliver, doctor, fetch_lasot, pack_lasot, reproduce, sweep, track, train
+from seqtrack.commands import (
+    convert_weights,
+    deliver,
+    doctor,
+    export,
+    fetch_lasot,
+    pack_lasot,
+    reproduce,
+    sweep,
+    track,
+    train,
+)
 from seqtrack.commands.program import TRACEBACK_VARIABLE, prepare_output, run_program
 from seqtrack.environment import command
 
 PROGRAMS = {
     module.__name__.rpartition(".")[2].replace("_", "-"): module
-    for module in (train, reproduce, sweep, track, fetch_lasot, pack_lasot, deliver, convert_weights, doctor)
+    for module in (train, reproduce, sweep, track, export, fetch_lasot, pack_lasot, deliver, convert_weights, doctor)
 }
 
 

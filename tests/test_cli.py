@@ -54,6 +54,9 @@ ANSWERS = {
     "reproduce --config demo --resume-epoch 11": (2, "--resume-epoch 11: not one of 2 to TRAIN.EPOCH, 10"),
     "track --help": (0, "--box X,Y,W,H"),
     "track --weights runs/x --source a.mp4 --box 1,2,3": (2, "error: --box 1,2,3: a box is four numbers, x,y,w,h in"),
+    "export --help": (0, "--output FILE.onnx"),
+    "export --weights runs/x --output a.pth": (2, "error: --output a.pth: the file's name ends in .onnx"),
+    "export --weights runs/x --output nowhere/a.onnx": (2, "error: --output nowhere/a.onnx: there is no folder"),
     "pack-lasot --to packed": (2, "error: DATA.ROOT: name the tree to pack"),
 }
 """What is typed after `seqtrack` -> exit code, and a part of the answer."""

@@ -35,6 +35,7 @@ WITH_RAY = (
     "commands/",
 )
 WITH_MLFLOW_AND_HUB = ("integrations/", "commands/")
+WITH_ONNX = ("tracker/export", "commands/export")
 LAZY = {("model/seqtrack", "model/weights")}
 """`SeqTrack.from_pretrained` imports, when it is called, what builds on its module."""
 
@@ -69,12 +70,14 @@ def imported_files(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_only_some_rooms_know_ray_mlflow_and_the_hub(name: str) -> None:
+def test_only_some_rooms_know_ray_mlflow_the_hub_and_onnx(name: str) -> None:
     roots = {module.partition(".")[0] for module in imported_modules(name)}
     if not name.startswith(WITH_RAY):
         assert "ray" not in roots
     if not name.startswith(WITH_MLFLOW_AND_HUB) and name != "model/weights":
         assert not roots & {"mlflow", "huggingface_hub"}
+    if name not in WITH_ONNX:
+        assert not roots & {"onnx", "onnxruntime", "onnxscript"}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -132,7 +132,14 @@ def test_a_name_that_no_folder_can_have_is_refused_before_a_run_starts(name: str
 
 
 @pytest.mark.parametrize(
-    "arguments", ["pack-lasot DATA.ROOT=x --to", "deliver", "convert-weights a", "reproduce --config demo --phase1"]
+    "arguments",
+    [
+        "pack-lasot DATA.ROOT=x --to",
+        "deliver",
+        "convert-weights a",
+        "reproduce --config demo --phase1",
+        "export --weights a --output",
+    ],
 )
 def test_no_program_takes_an_empty_path_or_begins_anything_with_it(
     arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -92,7 +92,7 @@ class SeqTrack(nn.Module):
         body = self.encoder.body
         memory_BND = self._to_memory(body.attend(body.embed_search(search), templates_BNC))
         sentence = self.decoder.start(memory_BND, self.pos_embed)
-        token = torch.full((len(search),), self.bins + 1, dtype=torch.int64, device=search.device)
+        token = torch.full((search.shape[0],), self.bins + 1, dtype=torch.int64, device=search.device)
         tokens, confidence = [], []
         for position in range(4):
             probabilities = self.vocab_embed(sentence.add(token)).float().softmax(-1)[:, : self.bins]

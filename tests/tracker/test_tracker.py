@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,47 +11,14 @@ from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.tracker import BatchTracker, Tracked, Tracker, TrackerSettings
 from seqtrack.tracker.tracker import TrackerInputError
 from tests.data.pictures import smooth
-from tests.model.formula import golden_model
-
-TRACKS = json.loads((Path(__file__).parents[1] / "golden" / "tracker.json").read_text())
-Golden = Callable[[str], Any]
+from tests.tracker.tracks import GOLDEN_TRACKS, frames_of, model_of, settings_of
 
 
-def frames_of(track: dict[str, Any]) -> list[np.ndarray]:
-    return [
-        smooth(track["height"], track["width"], track["salt"] + track["frame_salt_step"] * number)
-        for number in range(track["frames"])
-    ]
-
-
-def settings_of(track: dict[str, Any], **changes: Any) -> TrackerSettings:
-    values = {
-        "search_size": 64,
-        "search_factor": 4.0,
-        "template_size": 64,
-        "template_factor": 4.0,
-        "num_templates": 2,
-        "window": track["window"],
-        "update_interval": track["update_interval"],
-        "update_threshold": track["update_threshold"],
-        "bins": track["bins"],
-        "seq_format": track["seq_format"],
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-    }
-    return TrackerSettings(**(values | changes))
-
-
-def model_of(golden: Golden, track: dict[str, Any]) -> SeqTrack:
-    suffix = "" if track["seq_format"] == "xywh" else f"_seq_{track['seq_format']}"
-    return golden_model(golden(f"model_tiny{suffix}"))
-
-
-@pytest.mark.parametrize("track", TRACKS, ids=lambda track: f"{track['seq_format']}-{track['window']}")
-def test_boxes_are_those_of_the_published_tracker(golden: Golden, track: dict[str, Any]) -> None:
+@pytest.mark.parametrize("track", GOLDEN_TRACKS, ids=lambda track: f"{track['seq_format']}-{track['window']}")
+def test_boxes_are_those_of_the_published_tracker(track: dict[str, Any]) -> None:
     """With template updates. `pytest -s` shows the largest deviation."""
     frames = frames_of(track)
-    tracker = Tracker(model_of(golden, track), settings_of(track))
+    tracker = Tracker(model_of(track), settings_of(track))
     tracker.initialize(frames[0], track["init"])
     boxes = [track["init"], *(tracker.track(frame).box_xywh for frame in frames[1:])]
     deviation = np.abs(np.array(boxes) - np.array(track["boxes"])).max()
@@ -80,13 +44,13 @@ def tracked(
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_a_target_has_the_same_bits_in_any_company_slot_and_order(golden: Golden, count: int, threads: int) -> None:
+def test_a_target_has_the_same_bits_in_any_company_slot_and_order(count: int, threads: int) -> None:
     """Sequences of unequal length, with template updates."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        track = TRACKS[3]
-        model, settings = model_of(golden, track), settings_of(track)
+        track = GOLDEN_TRACKS[3]
+        model, settings = model_of(track), settings_of(track)
         videos = [
             [smooth(180, 240, number + 0.5 * frame) for frame in range(13 - 2 * (number % 3))]
             for number in range(count)
@@ -100,9 +64,9 @@ def test_a_target_has_the_same_bits_in_any_company_slot_and_order(golden: Golden
         torch.set_num_threads(before)
 
 
-def test_a_slot_that_is_freed_takes_the_next_sequence(golden: Golden) -> None:
-    track = TRACKS[0]
-    model, settings, frames = model_of(golden, track), settings_of(track), frames_of(track)[:8]
+def test_a_slot_that_is_freed_takes_the_next_sequence() -> None:
+    track = GOLDEN_TRACKS[0]
+    model, settings, frames = model_of(track), settings_of(track), frames_of(track)[:8]
     tracker = BatchTracker(model, settings, slots=2)
     tracker.start(0, frames[0], track["init"])
     first = [tracker.track({0: frame})[0] for frame in frames[1:]]
@@ -112,12 +76,12 @@ def test_a_slot_that_is_freed_takes_the_next_sequence(golden: Golden) -> None:
     assert [tracker.track({0: frame})[0] for frame in frames[1:]] == first
 
 
-def test_bgr_frames_are_taken_for_what_they_are(golden: Golden) -> None:
-    track = TRACKS[0]
+def test_bgr_frames_are_taken_for_what_they_are() -> None:
+    track = GOLDEN_TRACKS[0]
     frames = frames_of(track)[:4]
     results = []
     for bgr in (False, True):
-        tracker = Tracker(model_of(golden, track), settings_of(track))
+        tracker = Tracker(model_of(track), settings_of(track))
         given = [frame[..., ::-1] if bgr else frame for frame in frames]
         tracker.initialize(given[0], track["init"], bgr=bgr)
         results.append([tracker.track(frame, bgr=bgr) for frame in given[1:]])
@@ -133,15 +97,15 @@ def test_bgr_frames_are_taken_for_what_they_are(golden: Golden) -> None:
         (np.zeros((0, 10, 3), np.uint8), r"shape \(0, 10, 3\)"),
     ],
 )
-def test_what_is_no_frame_is_refused(golden: Golden, frame: np.ndarray, message: str) -> None:
-    tracker = Tracker(model_of(golden, TRACKS[0]), settings_of(TRACKS[0]))
+def test_what_is_no_frame_is_refused(frame: np.ndarray, message: str) -> None:
+    tracker = Tracker(model_of(GOLDEN_TRACKS[0]), settings_of(GOLDEN_TRACKS[0]))
     with pytest.raises(TrackerInputError, match=message):
         tracker.initialize(frame, (1, 1, 5, 5))
 
 
-def test_a_tracker_without_a_target_says_so(golden: Golden) -> None:
+def test_a_tracker_without_a_target_says_so() -> None:
     with pytest.raises(TrackerInputError, match=r"track\(\) before initialize\(\)"):
-        Tracker(model_of(golden, TRACKS[0]), settings_of(TRACKS[0])).track(np.zeros((10, 10, 3), np.uint8))
+        Tracker(model_of(GOLDEN_TRACKS[0]), settings_of(GOLDEN_TRACKS[0])).track(np.zeros((10, 10, 3), np.uint8))
 
 
 def test_a_tracker_is_set_up_as_its_model_was_trained() -> None:
