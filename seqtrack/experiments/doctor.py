@@ -27,6 +27,8 @@ from seqtrack.locations import as_path, is_uri, lasting
 PATIENCE = 8.0
 """Seconds that all checks may take, which run side by side; a server that hangs is named for it."""
 GIB = 2**30
+MOST_WEIGHTS = GIB // 2
+"""Bytes of the largest file of weights that is read."""
 LEAST_MEMORY, LEAST_SHM, LEAST_DISK = 2 * GIB, GIB, GIB
 """Bytes that should be free: for the demo's processes, for Ray's samples under way, for a few checkpoints."""
 
@@ -290,9 +292,14 @@ def check_weights(config: Config) -> str:
         source, setting = config.MODEL.ENCODER.PRETRAIN_FILE, "MODEL.ENCODER.PRETRAIN_FILE"
     if source is None or is_uri(as_path(source)):
         raise Note(f"read when a run starts: {source or 'those of the encoder, from the Hub'}")
-    if not Path(lasting(source)).exists():
+    file = Path(lasting(source))
+    if not file.exists():
         raise Unfit(f"{setting} {source}: there is no such file or folder", "where the weights are")
-    return source
+    if file.stat().st_size > MOST_WEIGHTS:
+        raise Note(f"read when a run starts: {source}, {file.stat().st_size / 2**20:,.0f} MiB")
+    from seqtrack.model.weights import starting_weights
+
+    return starting_weights(config)[1]
 
 
 def check_data(config: Config) -> str:
@@ -302,8 +309,9 @@ def check_data(config: Config) -> str:
         raise Unfit("DATA.ROOT is not set", "DATA.ROOT=/data/lasot, or synthetic")
     if config.DATA.ROOT == "synthetic":
         return "synthetic: written when a run starts"
-    index = open_data(config).index
-    return f"{as_path(config.DATA.ROOT)}: {len(index.names)} sequences, {index.num_frames:,} frames"
+    data = open_data(config)
+    found = f"{as_path(config.DATA.ROOT)}: {len(data.index.names)} sequences, {data.index.num_frames:,} frames"
+    return "; ".join((found, *data.notes))
 
 
 def check_decoder() -> str:

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from seqtrack.cli import main
-from seqtrack.config import Config
+from seqtrack.config import Config, SyntheticConfig
+from seqtrack.data.datasets.synthetic import write_synthetic
 from seqtrack.experiments import doctor
 from tests.training.runs import REPOSITORY
 
@@ -90,6 +91,29 @@ def test_a_fault_is_one_line_and_the_other_checks_go_on(
     shown = lines(capsys.readouterr().out)
     assert [other for other, line in shown.items() if line.startswith("NO")] == [name]
     assert message in shown[name]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"), (b"<!DOCTYPE html>", "a web page")],
+)
+def test_a_file_of_weights_that_a_run_could_not_start_from_is_a_fault(
+    settings: Path, tmp_path: Path, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.pth").write_bytes(content)
+    assert main(["doctor", "--config", str(settings), f"MODEL.WEIGHTS={tmp_path}/a.pth"]) == 1
+    assert message in lines(capsys.readouterr().out)["weights"]
+
+
+def test_what_is_odd_about_data_is_said_though_a_run_could_start(
+    settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_synthetic(tmp_path / "tree", SyntheticConfig(SEQUENCES=2, FRAMES=20, HEIGHT=96, WIDTH=128))
+    (tmp_path / "tree/bird.zip").touch()
+    assert main(["doctor", "--config", str(settings), f"DATA.ROOT={tmp_path}/tree"]) == 0
+    assert lines(capsys.readouterr().out)["data"].endswith(
+        "40 frames; %s/tree: bird.zip is still to be unpacked there" % tmp_path
+    )
 
 
 def test_an_address_of_ray_that_nobody_answers_at_is_a_fault(

@@ -26,8 +26,8 @@ def folders(root: Root, path: str) -> list[tuple[str, str]]:
 def explain_root(root: Root) -> str:
     """`; …` with what is found around a root that lacks sequences and what to do, or an empty string."""
     hints = []
-    if zips := [name for name, _ in _files(root, root.path) if name.lower().endswith((".zip", ".tar", ".tgz", ".gz"))]:
-        hints.append(f"{len(zips)} archives are still to be unpacked there, such as {zips[0]}")
+    if archives := describe_archives(root):
+        hints.append(archives)
     doubled = [name for name, path in _some_folders(root, root.path) if _holds(root, f"{path}/{name}", name)]
     if doubled:
         hints.append(
@@ -37,6 +37,14 @@ def explain_root(root: Root) -> str:
     elif (fitting := _fitting(root)) is not None:
         hints.append(f"DATA.ROOT={fitting} would fit")
     return "".join(f"; {hint}" for hint in hints)
+
+
+def describe_archives(root: Root) -> str:
+    """What to say of archives in a root, or an empty string if there are none."""
+    names = [name for name, _ in _files(root, root.path) if name.lower().endswith((".zip", ".tar", ".tgz", ".gz"))]
+    if len(names) > 1:
+        return f"{len(names)} archives are still to be unpacked there, such as {names[0]}"
+    return f"{names[0]} is still to be unpacked there" if names else ""
 
 
 def explain_sequence(root: Root, folder: str) -> str:
