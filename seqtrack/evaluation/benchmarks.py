@@ -125,7 +125,7 @@ class BenchmarkData:
         lines = []
         if self.size is not None and len(self.sequences) < self.size:
             names = [f"{name} ({why})" for name, why in self.missing.items()]
-            which = f"; missing are {first_of(names)}" if names else ""
+            which = f"; {len(names)} are missing, {first_of(names)}" if names else ""
             lines.append(f"{self.benchmark.title}: {self.coverage} at {self.root.path}{which}")
         lacking: dict[str, list[str]] = {}
         for one in self.sequences:
@@ -213,5 +213,5 @@ def _nothing_there(benchmark: Benchmark, layout: Layout, root: Root, known: set[
     hints = packed_archives(root)
     if not isinstance(layout, PackedTree) and (fitting := nearest(root, fits)) is not None:
         hints.append(f"{fitting} would fit")
-    found = f"found {len(names)} entries, {first_of(names)}" if names else "the folder is empty"
+    found = f"found {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else "the folder is empty"
     return "; ".join([f"{root.path}: no sequence of {benchmark.title}; expected {layout.expected}", found, *hints])

@@ -176,8 +176,10 @@ class Tnl2kTest:
 
     def names(self, root: Root) -> list[str]:
         found = _folder_names(root, "")
-        infos = root.filesystem.get_file_info([f"{root.path}/{name}/groundtruth.txt" for name in found])
-        return [name for name, info in zip(found, infos, strict=True) if info.type == fs.FileType.File]
+        paths = [f"{root.path}/{name}/{inner}" for name in found for inner in ("groundtruth.txt", "imgs")]
+        infos = root.filesystem.get_file_info(paths)
+        there = [info.type != fs.FileType.NotFound for info in infos]
+        return [name for number, name in enumerate(found) if there[2 * number] and there[2 * number + 1]]
 
     def read(self, root: Root, name: str, with_frames: bool) -> BenchmarkSequence:
         boxes = read_annotation(root, f"{name}/groundtruth.txt", parse_exact_boxes)

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from seqtrack.data.datasets.frames import Mismatch, by_number
+from seqtrack.data.datasets.frames import Mismatch, by_number, list_pictures
 from seqtrack.data.datasets.index import default_name
 from seqtrack.data.storage import Root, Span
 from seqtrack.evaluation.protocols import Truth
