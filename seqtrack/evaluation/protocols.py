@@ -129,6 +129,15 @@ def protocol_named(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
+def caveat(protocol: str, benchmark: str, truths: Sequence[Truth]) -> str | None:
+    """What a reader of the numbers should know about frames without a target; None if there is nothing."""
+    hits = {"uav123": "P and P_norm"}.get(benchmark, "P_norm" if benchmark in NORMALIZED_HITS else None)
+    without = sum(int((one.absent | ~(one.boxes_xywh[:, 2:] > 0).all(1)).sum()) for one in truths)
+    if protocol != "pytracking" or hits is None or not without:
+        return None
+    return f"pytracking counts the {without:,} frames of {benchmark} without a target as hits of {hits}"
+
+
 def _pytracking(frames: _Frames, benchmark: str) -> Verdict:
     """A frame without a valid box misses in overlap. Its centre hits in UAV123, its normalised centre everywhere.
 

@@ -144,9 +144,9 @@ def time_line(seconds: float) -> str:
     return f"{seconds:.6f}\n"
 
 
-def frames_per_second(tracks: Mapping[str, Track]) -> float | None:
+def frames_per_second(tracks: Iterable[Track]) -> float | None:
     """Over all frames whose time is known. The first ones, which are given, do not count."""
-    seconds = [track.seconds[1:] for track in tracks.values() if track.seconds is not None]
+    seconds = [track.seconds[1:] for track in tracks if track.seconds is not None]
     total = sum(float(one.sum()) for one in seconds)
     return sum(map(len, seconds)) / total if total > 0 else None
 

@@ -119,7 +119,7 @@ def _check_boxes(content: bytes, frames: int, where: str) -> None:
         raise DataError(f"{where}: {fault}") from fault
     if surplus:
         raise DataError(f"{where}: has {frames + surplus} boxes, and the sequence has {frames} frames")
-    for number, line in enumerate(content.decode().splitlines(), start=1):
+    for number, line in enumerate(content.decode(errors="replace").splitlines(), start=1):
         if not _BOX.fullmatch(line):
             raise DataError(f"{where}: line {number} is {line[:60]!r}, not four numbers with commas and without spaces")
 
