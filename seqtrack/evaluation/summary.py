@@ -213,7 +213,7 @@ def _summarise_one(one: Evaluation) -> dict[str, Any]:
             name: {
                 "protocol": scores.protocol,
                 "thresholds": curve.thresholds.tolist(),
-                "percent": curve.mean().tolist(),
+                "percent": curve.mean().tolist() if curve.weights.any() else None,
             }
             for name, curve in scores.curves.items()
         },
