@@ -145,6 +145,12 @@ def test_an_empty_prediction_takes_the_box_before_it() -> None:
         assert measures["precision"].mean() == 100
 
 
+def test_an_empty_prediction_never_takes_the_box_of_another_sequence() -> None:
+    truth = Truth(np.tile([10.0, 20, 30, 40], (2, 1)), np.zeros(2, bool))
+    tracks = [truth.boxes_xywh.copy(), np.zeros((2, 4))]
+    assert score("pytracking", "lasot", [truth] * 2, tracks).measures["precision"].values.tolist() == [100, 50]
+
+
 def test_the_first_box_is_the_annotation_of_its_own_sequence() -> None:
     truths = [Truth(np.tile([place, 20.0, 30, 40], (2, 1)), np.zeros(2, bool)) for place in (10.0, 500.0)]
     tracks = [np.array([[0.0, 0, 5, 5], truth.boxes_xywh[1]]) for truth in truths]
