@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
+import pyarrow as pa
+
 from seqtrack.data.datasets.lasot import natural_key, read_split
 from seqtrack.data.datasets.layout import nearest, packed_archives
 from seqtrack.data.packed import is_packed
@@ -25,6 +27,7 @@ from seqtrack.evaluation.layouts import (
     read_table,
 )
 from seqtrack.evaluation.sequences import BenchmarkSequence, Incomplete
+from seqtrack.failures import explain
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,13 @@ def _listed(table: str) -> Callable[[], Sequence[str]]:
 BENCHMARKS = {
     one.name: one
     for one in (
-        Benchmark("lasot", "LaSOT test", LasotTree(), settings="LASOT", sequences=lambda: read_split("lasot_test")),
+        Benchmark(
+            "lasot",
+            "LaSOT test",
+            LasotTree(attributes="lasot_attributes.csv"),
+            settings="LASOT",
+            sequences=lambda: read_split("lasot_test"),
+        ),
         Benchmark(
             "lasot_ext",
             "LaSOT-ext",
@@ -172,9 +181,16 @@ def open_benchmark(benchmark: Benchmark, location: str, with_frames: bool = True
     was found, and which folder above or below would fit.
     """
     root = open_root(location, f"{benchmark.title}:")
+    try:
+        return _open(benchmark, root, with_frames)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{root.path}: cannot be read ({explain(error)})") from error
+
+
+def _open(benchmark: Benchmark, root: Root, with_frames: bool) -> BenchmarkData:
     layout = benchmark.layout
     if isinstance(layout, LasotTree) and is_packed(root):
-        layout = PackedTree.open(root, with_frames)
+        layout = PackedTree.open(root, layout, with_frames)
     known = list(benchmark.sequences())
     there = set(layout.names(root))
     wanted = known or sorted(there, key=natural_key)

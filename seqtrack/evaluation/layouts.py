@@ -54,6 +54,8 @@ class LasotTree:
     """LaSOT, its extension, and all folders like them."""
 
     may_lack_flags: bool = False
+    attributes: str | None = None
+    """The table in `tables/` that has them."""
     expected: str = "<class>/<class>-<n>/groundtruth.txt"
 
     def names(self, root: Root) -> list[str]:
@@ -74,8 +76,14 @@ class LasotTree:
                 raise DataError(f"{root.path}/{path}: {len(flags)} flags for the {len(boxes)} boxes of groundtruth.txt")
             absent |= flags == 1
         frames = numbered_frames(root, f"{folder}/img", len(boxes)) if with_frames else None
-        attributes = lasot_attributes().get(name, ())
-        return BenchmarkSequence(name, Truth(boxes, absent), frames, class_of(name), attributes, notes=tuple(lacking))
+        return BenchmarkSequence(
+            name,
+            Truth(boxes, absent),
+            frames,
+            object_class=class_of(name),
+            attributes=read_attributes(self.attributes).get(name, ()),
+            notes=tuple(lacking),
+        )
 
 
 @dataclass(frozen=True)
@@ -83,15 +91,16 @@ class PackedTree:
     """A packed tree. It keeps one flag per frame, so its three LaSOT frames with bad boxes count as absent ones."""
 
     index: FrameIndex
+    attributes: str | None = None
     expected: str = "index.parquet"
 
     @classmethod
-    def open(cls, root: Root, with_frames: bool) -> PackedTree:
-        """Raises DataError if the index is damaged or a shard is missing."""
+    def open(cls, root: Root, tree: LasotTree, with_frames: bool) -> PackedTree:
+        """`tree`: what was packed. Raises DataError if the index is damaged or a shard is missing."""
         index = FrameIndex(read_packed_index(root).combine_chunks())
         if with_frames:
             check_shards_exist(index, root)
-        return cls(index)
+        return cls(index, tree.attributes)
 
     @cached_property
     def rows(self) -> dict[str, int]:
@@ -112,7 +121,8 @@ class PackedTree:
                 raise Incomplete(f"{len(missing)} frames are missing, the first: {default_name(missing[0])}")
             places = np.array([(span.start, span.size) for span in spans if span is not None], np.int64)
             frames = PackedFrames(self.index.shards[row], places[:, 0], places[:, 1])
-        return BenchmarkSequence(name, Truth(boxes, absent), frames, class_of(name), lasot_attributes().get(name, ()))
+        attributes = read_attributes(self.attributes).get(name, ())
+        return BenchmarkSequence(name, Truth(boxes, absent), frames, object_class=class_of(name), attributes=attributes)
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,7 @@ class Got10kPart:
         frames = numbered_frames(root, folder, None if hidden else len(boxes)) if with_frames else None
         absent = np.zeros(len(boxes), bool)
         if hidden:
-            return BenchmarkSequence(name, Truth(boxes, absent), frames)
+            return BenchmarkSequence(name, Truth(boxes, absent), frames, withheld=True)
         cover = read_annotation(root, f"{folder}/cover.label", lambda data: parse_numbers(data, None)[0].reshape(-1))
         if len(cover) != len(boxes):
             raise DataError(f"{root.path}/{folder}/cover.label: {len(cover)} numbers for the {len(boxes)} boxes")
@@ -145,7 +155,7 @@ class Got10kPart:
             raise DataError(f"{root.path}/{folder}/meta_info.ini: has no line such as `resolution: (1920, 1080)`")
         kind = re.search(r"^object_class: *(.+?) *$", meta, re.MULTILINE)
         truth = Truth(boxes, absent, cover.astype(np.int64), (int(size[1]), int(size[2])))
-        return BenchmarkSequence(name, truth, frames, kind[1] if kind else None)
+        return BenchmarkSequence(name, truth, frames, object_class=kind[1] if kind else None)
 
 
 @dataclass(frozen=True)
@@ -163,9 +173,10 @@ class TrackingNetTest:
 
     def read(self, root: Root, name: str, with_frames: bool) -> BenchmarkSequence:
         boxes = read_annotation(root, f"TEST/anno/{name}.txt", parse_exact_boxes)
-        count = None if len(boxes) == 1 else len(boxes)
+        hidden = len(boxes) == 1
+        count = None if hidden else len(boxes)
         frames = numbered_frames(root, f"TEST/frames/{name}", count, first=0) if with_frames else None
-        return BenchmarkSequence(name, Truth(boxes, np.zeros(len(boxes), bool)), frames)
+        return BenchmarkSequence(name, Truth(boxes, np.zeros(len(boxes), bool)), frames, withheld=hidden)
 
 
 @dataclass(frozen=True)
@@ -277,9 +288,11 @@ def read_table(name: str) -> dict[str, Listed]:
 
 
 @cache
-def lasot_attributes() -> dict[str, tuple[str, ...]]:
-    """Name of a test sequence of LaSOT -> its attributes, such as FOC for full occlusion."""
-    rows = csv.DictReader((_TABLES / "lasot_attributes.csv").read_text("utf-8").splitlines())
+def read_attributes(table: str | None) -> dict[str, tuple[str, ...]]:
+    """Name of a sequence -> its attributes, such as FOC for full occlusion. Nothing without a table."""
+    if table is None:
+        return {}
+    rows = csv.DictReader((_TABLES / table).read_text("utf-8").splitlines())
     return {row["sequence"]: tuple(row["attributes"].split()) for row in rows}
 
 

@@ -60,6 +60,13 @@ def read_results(location: str, sequences: Sequence[BenchmarkSequence]) -> Resul
     Raises DataError, which names file and line, for a file that is wrong, and if there is no file for any sequence.
     """
     root = open_root(location, "results")
+    try:
+        return _read_all(root, sequences)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{root.path}: cannot be read ({explain(error)})") from error
+
+
+def _read_all(root: Root, sequences: Sequence[BenchmarkSequence]) -> Results:
     there = {entry.name: entry.kind for entry in list_folder(root, root.path)}
     paths = {one.name: path for one in sequences if (path := _find(root, there, one)) is not None}
     if not paths:

@@ -86,19 +86,20 @@ def test_annotations_alone_are_enough_to_score(tmp_path: Path) -> None:
 def test_any_folder_in_lasots_layout_is_a_benchmark_whose_flags_may_be_missing(tmp_path: Path) -> None:
     write_lasot(tmp_path, "dog-10", flags=False)
     write_lasot(tmp_path, "dog-9")
+    write_lasot(tmp_path, "coin-3")  # not LaSOT's, so without its attributes
     data = open_benchmark(folder_of_sequences("mine"), str(tmp_path))
-    assert [one.name for one in data.sequences] == ["dog-9", "dog-10"]
-    assert data.coverage == "2 sequences (all that were found)"
+    assert [one.name for one in data.sequences] == ["coin-3", "dog-9", "dog-10"]
+    assert data.coverage == "3 sequences (all that were found)"
+    assert data.sequences[0].attributes == ()
     assert [note.partition(":")[0] for note in data.notes] == [
-        "1 of 2 sequences have no full_occlusion.txt",
-        "1 of 2 sequences have no out_of_view.txt",
+        "1 of 3 sequences have no full_occlusion.txt",
+        "1 of 3 sequences have no out_of_view.txt",
     ]
-    assert "full_occlusion.txt: cannot be read" in refusal_of_flags(tmp_path)
 
 
-def refusal_of_flags(root: Path) -> str:
-    write_lasot(root, "coin-3", flags=False)
-    return refusal("lasot", root)
+def test_flags_of_a_published_benchmark_may_not_be_missing(tmp_path: Path) -> None:
+    write_lasot(tmp_path, "coin-3", flags=False)
+    assert "coin/coin-3/full_occlusion.txt: cannot be read" in refusal("lasot", tmp_path)
 
 
 def test_the_extension_of_lasot_has_its_own_names(tmp_path: Path) -> None:
@@ -206,18 +207,30 @@ def test_frames_of_tnl2k_are_in_the_order_of_their_names(tmp_path: Path) -> None
     assert [one.frames[0], one.frames[1]] == ["Cat_video_01/imgs/a 10.jpg", "Cat_video_01/imgs/b_2.png"]
 
 
+def write_one(name: str, root: Path) -> Path:
+    """Writes a sequence of a benchmark. Returns a folder below its root."""
+    if name == "lasot":
+        return write_lasot(root, "coin-3").parent
+    if name == "got10k_val":
+        return write_got10k(root, "val", 1).parent
+    if name == "trackingnet":
+        write_trackingnet(root, "abc")
+        return root / "TEST"
+    below, files = {
+        "otb100": ("Dog", {"Dog/groundtruth_rect.txt": BOX * 127}),
+        "uav123": ("anno", {"anno/UAV123/uav2.txt": BOX * 133}),
+        "tnl2k": ("Cat", {"Cat/groundtruth.txt": BOX, "Cat/imgs/1.jpg": ""}),
+    }[name]
+    for path, text in files.items():
+        write(root / path, text)
+    return root / below
+
+
 @pytest.mark.parametrize("name", ["lasot", "got10k_val", "trackingnet", "otb100", "uav123", "tnl2k"])
 def test_a_folder_too_high_or_too_low_is_answered_with_the_one_that_fits(tmp_path: Path, name: str) -> None:
     root = tmp_path / "sets" / "copy"
-    lower = {
-        "lasot": lambda: write_lasot(root, "coin-3").parent,
-        "got10k_val": lambda: write_got10k(root, "val", 1).parent,
-        "trackingnet": lambda: write_trackingnet(root, "abc") or root / "TEST",
-        "otb100": lambda: write(root / "Dog/groundtruth_rect.txt", BOX * 127) or root / "Dog",
-        "uav123": lambda: write(root / "anno/UAV123/uav2.txt", BOX * 133) or root / "anno",
-        "tnl2k": lambda: (write(root / "Cat/groundtruth.txt", BOX), write(root / "Cat/imgs/1.jpg")) and root / "Cat",
-    }[name]()
-    for given in (root.parent, lower):
+    below = write_one(name, root)
+    for given in (root.parent, below):
         said = refusal(name, given)
         assert said.startswith(f"{given}: no sequence of {BENCHMARKS[name].title}; expected ")
         assert said.endswith(f"; {root} would fit")

@@ -74,9 +74,10 @@ def test_a_protocol_can_be_chosen_and_is_the_benchmarks_own_otherwise(data: Benc
     assert evaluate(val, {"a": results(val)})[0].scores.protocol == "got10k"
 
 
-def test_withheld_annotations_are_not_scored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_frames", [True, False])
+def test_withheld_annotations_are_not_scored(tmp_path: Path, with_frames: bool) -> None:
     write_got10k(tmp_path, "test", 1)
-    test = opened("got10k_test", tmp_path)
+    test = opened("got10k_test", tmp_path, with_frames)
     with pytest.raises(InputError, match=r"GOT-10k test: the annotations of 1 sequences are not public .* a zip"):
         evaluate(test, {"a": results(test)})
 
