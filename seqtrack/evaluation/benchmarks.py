@@ -221,7 +221,7 @@ def _nothing_there(benchmark: Benchmark, layout: Layout, root: Root, known: set[
     def fits(path: str) -> bool:
         try:
             names = layout.names(Root(root.filesystem, path))
-        except DataError:  # what is being looked for is only a hint
+        except (DataError, OSError):  # what is being looked for is only a hint
             return False
         return bool(known.intersection(names) if known else names)
 

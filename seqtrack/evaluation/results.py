@@ -184,9 +184,9 @@ def _nothing_there(root: Root, sequences: Sequence[BenchmarkSequence]) -> str:
         place = Root(root.filesystem, path)
         try:
             there = {entry.name: entry.kind for entry in list_folder(place, path)}
-        except DataError:  # what is being looked for is only a hint
+            return any(_find(place, there, one) is not None for one in sequences)
+        except (DataError, OSError):  # what is being looked for is only a hint
             return False
-        return any(_find(place, there, one) is not None for one in sequences)
 
     names = [entry.name for entry in list_folder(root, root.path)]
     found = f"found {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else "the folder is empty"
