@@ -25,6 +25,10 @@ from seqtrack.data.datasets.synthetic import write_synthetic
 from seqtrack.data.open import open_index
 from seqtrack.data.packed import INDEX, check_shards_exist, pack_shard, plan_shards, write_index
 from seqtrack.data.storage import Root, SpanReader
+from seqtrack.evaluation.benchmarks import benchmark_named, open_benchmark
+from seqtrack.evaluation.protocols import PROTOCOLS, score
+from seqtrack.evaluation.results import read_results
+from seqtrack.evaluation.submissions import check_trackingnet, read_zip
 from seqtrack.integrations.mirror_state import MIRROR_FILE, MirrorState
 from seqtrack.model.weights import read_weights
 from seqtrack.runs.checkpoint import STATE_FILE, SUMS_FILE, generator_file, open_checkpoint
@@ -34,6 +38,8 @@ from seqtrack.runs.record import read_phase
 from seqtrack.sweeps.results import TRIAL_FILE, TrialNote, read_trials, write_note
 from seqtrack.training.state import TrainState, load_generators
 from tests.checkpoints import save as save_checkpoint
+from tests.evaluation.trees import BOX, write_got10k
+from tests.evaluation.trees import write as put
 from tests.folders import run_at, stored_at
 from tests.settings import make_tiny_settings
 
@@ -215,12 +221,42 @@ def results(folder: Path) -> Reader:
     return Reader(originals, read, JSON_WORDS + YAML_WORDS)
 
 
+def tracks(folder: Path) -> Reader:
+    """Annotations of other benchmarks, result files that others made, and a zip of them."""
+    root, found = folder / "sets", folder / "found"
+    val = write_got10k(root, "val", 1)
+    put(root / "bee/30/bee.txt", '0 10 20 40 60 0 0 0 0 "bee"\n' * 9)
+    for name in (val.name, "nfs_bee"):
+        put(found / f"{name}.txt", BOX * 3)
+        put(found / f"{name}_time.txt", "0.25\n" * 3)
+    with zipfile.ZipFile(folder / "found.zip", "w") as archive:
+        archive.writestr(f"{val.name}.txt", BOX * 3)
+    files = [path for path in (*root.rglob("*"), *found.rglob("*")) if path.is_file() and path.suffix != ".jpg"]
+    files = [*sorted(files), folder / "found.zip"]
+    originals = [Original(path.name, path.read_bytes(), partial(write, path)) for path in files]
+
+    def read() -> None:
+        sequences = [
+            one
+            for name in ("got10k_val", "nfs")
+            for one in open_benchmark(benchmark_named(name), str(root), with_frames=False).sequences
+        ]
+        tracks = read_results(str(found), sequences).tracks
+        truths = [one.truth for one in sequences if one.name in tracks]
+        for protocol in PROTOCOLS:
+            score(protocol, "nfs", truths, [track.boxes_xywh for track in tracks.values()])
+        check_trackingnet(read_zip(str(folder / "found.zip")), sequences[:1], "found.zip")
+
+    return Reader(originals, read, TEXT_WORDS)
+
+
 READERS: Mapping[str, Callable[[Path], Reader]] = {
     "weights": weights,
     "checkpoints": checkpoints,
     "shards": shards,
     "annotations": lasot_annotations,
     "results": results,
+    "tracks": tracks,
 }
 """Name -> what makes the reader, with its valid files, in an empty folder."""
 

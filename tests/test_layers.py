@@ -15,7 +15,7 @@ LAYERS = [
     {"__init__", "errors", "failures", "environment", "locations", "files", "boxes", "tokens"},
     {"config"},
     {"model", "data"},
-    {"runs", "cluster"},
+    {"runs", "cluster", "evaluation"},
     {"training", "reports", "tracker"},
     {"integrations"},
     {"experiments"},

@@ -11,7 +11,7 @@ from seqtrack.config import Config, DataConfig
 from seqtrack.data.datasets.frames import match_frames
 from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.datasets.lasot import build_index
-from seqtrack.data.datasets.layout import describe_archives
+from seqtrack.data.datasets.layout import packed_archives
 from seqtrack.data.packed import FOLDER, INDEX, check_shards_exist, is_packed, select_packed
 from seqtrack.data.storage import DataError, Root, open_root
 from seqtrack.data.triplets import TripletSource
@@ -48,6 +48,6 @@ def open_index(settings: DataConfig, root: Root, note: Callable[[str], None] = l
     if root.filesystem.get_file_info(f"{root.path}/{FOLDER}").type == fs.FileType.Directory:
         raise DataError(f"{root.path}: has {FOLDER} but no {INDEX}: `seqtrack pack-lasot` has not finished there")
     index = match_frames(build_index(settings, root, note), root, settings.ON_MISMATCH, note)
-    if archives := describe_archives(root):
-        note(f"{root.path}: {archives}")
+    for line in packed_archives(root):
+        note(f"{root.path}: {line}")
     return index

@@ -50,15 +50,15 @@ class Root(NamedTuple):
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
 
-def open_root(root: str) -> Root:
-    """Resolves a folder or URI. Raises DataError if nothing is there."""
+def open_root(root: str, setting: str = "DATA.ROOT") -> Root:
+    """Resolves a folder or URI. Raises DataError, which begins with `setting`, if nothing is there."""
     try:
         filesystem, path = filesystem_at(root)
         found = filesystem.get_file_info(path).type
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"DATA.ROOT {root}: cannot be reached ({error})") from error
+        raise DataError(f"{setting} {root}: cannot be reached ({error})") from error
     if found != fs.FileType.Directory:
-        raise DataError(f"DATA.ROOT {root}: no such folder")
+        raise DataError(f"{setting} {root}: no such folder")
     return Root(filesystem, path)
 
 

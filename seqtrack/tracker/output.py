@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from seqtrack.data.decoding import Image
+from seqtrack.evaluation.results import box_line, time_line
 from seqtrack.tracker.sources import Shot
 from seqtrack.tracker.tracker import Tracked
 
@@ -71,10 +72,10 @@ class Tables:
     def write(self, shot: Shot, found: Sequence[Tracked], seconds: float) -> None:
         """`seconds`: what finding the targets took. Boxes have four decimals: to whole pixels, small targets lose."""
         for target, one in enumerate(found):
-            box = [f"{value:.4f}" for value in one.box_xywh]
-            self._csv.writerow([shot.number, f"{shot.seconds:.6f}", target + 1, *box, f"{one.confidence:.4f}"])
-            self._open[1 + target].write("\t".join(box) + "\n")
-            self._open[1 + self._targets + target].write(f"{seconds / len(found):.6f}\n")
+            line = box_line(one.box_xywh)
+            self._csv.writerow([shot.number, f"{shot.seconds:.6f}", target + 1, *line.split(), f"{one.confidence:.4f}"])
+            self._open[1 + target].write(line)
+            self._open[1 + self._targets + target].write(time_line(seconds / len(found)))
 
     def close(self) -> None:
         for file in self._open:

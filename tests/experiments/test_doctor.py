@@ -111,9 +111,8 @@ def test_what_is_odd_about_data_is_said_though_a_run_could_start(
     write_synthetic(tmp_path / "tree", SyntheticConfig(SEQUENCES=2, FRAMES=20, HEIGHT=96, WIDTH=128))
     (tmp_path / "tree/bird.zip").touch()
     assert main(["doctor", "--config", str(settings), f"DATA.ROOT={tmp_path}/tree"]) == 0
-    assert lines(capsys.readouterr().out)["data"].endswith(
-        "40 frames; %s/tree: bird.zip is still to be unpacked there" % tmp_path
-    )
+    said = f" 40 frames; {tmp_path}/tree: bird.zip is still to be unpacked there"
+    assert lines(capsys.readouterr().out)["data"].endswith(said)
 
 
 def test_an_address_of_ray_that_nobody_answers_at_is_a_fault(

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 MAX_BOX_SIDE = 16_384
 """Largest width or height of a box in pixels: twice that of an 8K video. A larger one is a mistake."""
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Largest number that is read. What is larger is taken for infinite."""
+
 _NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|nan)", re.IGNORECASE)
 _ODD = re.compile(r"[\r\t ]|,\n|,$")
 """What published files do not have."""
@@ -27,8 +30,12 @@ class FaultyText(ValueError):
 
 def parse_boxes(data: bytes) -> NDArray[np.float32]:
     """(F, 4) boxes in pixels from a file with a box a line. Raises FaultyText."""
-    text, first_line = _decode(data)
-    boxes = _parse(text, first_line, columns=4)
+    return parse_exact_boxes(data).astype(np.float32)
+
+
+def parse_exact_boxes(data: bytes) -> NDArray[np.float64]:
+    """The same boxes with all digits of the file: an overlap may be right at a threshold. Raises FaultyText."""
+    boxes, first_line = parse_numbers(data, columns=4)
     too_large = np.flatnonzero((boxes[:, 2:] > MAX_BOX_SIDE).any(axis=1))
     if len(too_large):
         w, h = boxes[too_large[0], 2:].tolist()
@@ -41,11 +48,29 @@ def parse_boxes(data: bytes) -> NDArray[np.float32]:
 
 def parse_flags(data: bytes) -> NDArray[np.uint8]:
     """(F,) flags, 0 or 1, from a file with all of them in a line or one a line. Raises FaultyText."""
-    flags = _parse(*_decode(data), columns=None).reshape(-1)
+    flags = parse_numbers(data, columns=None)[0].reshape(-1)
     wrong = np.flatnonzero((flags != 0) & (flags != 1))
     if len(wrong):
         raise FaultyText(f"entry {wrong[0] + 1} is {flags[wrong[0]]:g}, not 0 or 1")
     return flags.astype(np.uint8)
+
+
+def parse_numbers(data: bytes, columns: int | None) -> tuple[NDArray[np.float64], int]:
+    """A row for each line, and the number of the first line. With `columns`, each line must have that many numbers.
+
+    Raises FaultyText.
+    """
+    text, first_line = _decode(data)
+    if not text:
+        raise FaultyText("is empty")
+    try:
+        numbers = np.loadtxt(io.StringIO(text), delimiter=",", dtype=np.float64, ndmin=2, comments=None)
+    except (ValueError, OverflowError):
+        raise FaultyText(_find_fault(text, first_line, columns)) from None
+    wrong_width = columns is not None and numbers.shape[1] != columns
+    if wrong_width or len(numbers) != text.count("\n") + 1 or (np.abs(numbers) > LARGEST).any():
+        raise FaultyText(_find_fault(text, first_line, columns))
+    return numbers, first_line
 
 
 def decode_text(data: bytes) -> str:
@@ -68,21 +93,6 @@ def _decode(data: bytes) -> tuple[str, int]:
     return body.rstrip("\n"), 1 + len(text) - len(body)
 
 
-def _parse(text: str, first_line: int, columns: int | None) -> NDArray[np.float32]:
-    """A row for each line; with `columns`, each line must have that many numbers."""
-    if not text:
-        raise FaultyText("is empty")
-    try:
-        with np.errstate(over="ignore"):
-            numbers = np.loadtxt(io.StringIO(text), delimiter=",", dtype=np.float32, ndmin=2, comments=None)
-    except (ValueError, OverflowError):
-        raise FaultyText(_find_fault(text, first_line, columns)) from None
-    wrong_width = columns is not None and numbers.shape[1] != columns
-    if wrong_width or len(numbers) != text.count("\n") + 1 or np.isinf(numbers).any():
-        raise FaultyText(_find_fault(text, first_line, columns))
-    return numbers
-
-
 def _find_fault(text: str, first_line: int, columns: int | None) -> str:
     """Says which line cannot be read, and why. Slow, so it is called only for the error message."""
     width = columns
@@ -98,6 +108,6 @@ def _find_fault(text: str, first_line: int, columns: int | None) -> str:
                 return f"line {line_number}: {field} is not a finite number"
             if not _NUMBER.fullmatch(field):
                 return f"line {line_number}: {field[:40]!r} is not a number"
-            if abs(float(field)) > float(np.finfo(np.float32).max):
+            if abs(float(field)) > LARGEST:
                 return f"line {line_number}: {field[:40]} is not a finite number"
     return "cannot be read as comma-separated numbers"

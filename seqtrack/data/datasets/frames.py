@@ -82,22 +82,9 @@ def frame_names(pictures: Sequence[str], boxes: int, complete: bool = True) -> l
     `pictures`: names in no particular order. Unless `complete`, frames may be missing (LaSOT's name then stands for
     one) or too many. Raises Mismatch.
     """
-    numbered: dict[int, str] = {}
-    prefixes: set[str] = set()
-    for name in pictures:
-        parts = _NUMBERED.fullmatch(name)
-        if parts is None:
-            raise Mismatch(f"{name} has no number")
-        number = int(parts[2])
-        if number in numbered:
-            raise Mismatch(f"{' and '.join(sorted((name, numbered[number])))} have the same number")
-        numbered[number] = name
-        prefixes.add(parts[1])
+    numbered = by_number(pictures)
     if not numbered:
         raise Mismatch(f"no frames, and {boxes} boxes")
-    if len(prefixes) > 1:
-        one, other, *_ = sorted(prefixes)
-        raise Mismatch(f"frames of two kinds, {one!r} and {other!r} before the number")
     first = 0 if 0 in numbered else 1
     lasots = all(name == default_name(number - 1) for number, name in numbered.items())
     if not complete and not lasots and (0 in numbered) == (boxes in numbered):
@@ -109,3 +96,22 @@ def frame_names(pictures: Sequence[str], boxes: int, complete: bool = True) -> l
         raise Mismatch(f"{len(numbered)} frames, numbered {min(numbered)} to {max(numbered)}, and {boxes} boxes{gap}")
     names = [numbered.get(number, default_name(frame)) for frame, number in enumerate(wanted)]
     return None if names == [default_name(frame) for frame in range(boxes)] else names
+
+
+def by_number(pictures: Sequence[str]) -> dict[int, str]:
+    """Names of frames by the number in them, however it is padded. Raises Mismatch."""
+    numbered: dict[int, str] = {}
+    prefixes: set[str] = set()
+    for name in pictures:
+        parts = _NUMBERED.fullmatch(name)
+        if parts is None:
+            raise Mismatch(f"{name} has no number")
+        number = int(parts[2])
+        if number in numbered:
+            raise Mismatch(f"{' and '.join(sorted((name, numbered[number])))} have the same number")
+        numbered[number] = name
+        prefixes.add(parts[1])
+    if len(prefixes) > 1:
+        one, other, *_ = sorted(prefixes)
+        raise Mismatch(f"frames of two kinds, {one!r} and {other!r} before the number")
+    return numbered

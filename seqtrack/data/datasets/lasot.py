@@ -28,7 +28,7 @@ from seqtrack.files import is_file
 
 BENCHMARK_SPLITS = ("lasot_train", "lasot_test")
 FLAGS = ("full_occlusion", "out_of_view")
-Numbers = TypeVar("Numbers", NDArray[np.float32], NDArray[np.uint8])
+Numbers = TypeVar("Numbers")
 
 
 def build_index(settings: DataConfig, root: Root, note: Callable[[str], None] = lambda line: None) -> FrameIndex:
@@ -36,7 +36,7 @@ def build_index(settings: DataConfig, root: Root, note: Callable[[str], None] = 
 
     Where SPLIT is not one of the benchmark's own, the files of flags may be missing; `note` gets a line about it.
     """
-    sequences = select_sequences(settings, root, partial(_sequences_on_disk, root))
+    sequences = select_sequences(settings, root, partial(sequences_on_disk, root))
     read = partial(_read_sequence, root, settings.SPLIT not in BENCHMARK_SPLITS)
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         annotations = list(pool.map(read, sequences))
@@ -53,7 +53,7 @@ def build_index(settings: DataConfig, root: Root, note: Callable[[str], None] = 
     return FrameIndex(
         pa.table(
             {
-                "class": [_class_of(name) for name in sequences],
+                "class": [class_of(name) for name in sequences],
                 "sequence": sequences,
                 "boxes_xywh": pa.LargeListArray.from_arrays(
                     offsets, pa.FixedSizeListArray.from_arrays(boxes.reshape(-1), 4)
@@ -72,17 +72,17 @@ def select_sequences(settings: DataConfig, root: Root, find: Callable[[Collectio
     """
     classes = settings.TRAIN.CLASSES
     there = find(classes)
-    candidates = there if settings.SPLIT == "all" else _read_split(settings.SPLIT)
-    names = [name for name in candidates if not classes or _class_of(name) in classes]
+    candidates = there if settings.SPLIT == "all" else read_split(settings.SPLIT)
+    names = [name for name in candidates if not classes or class_of(name) in classes]
     for wanted in classes:
-        if not any(_class_of(name) == wanted for name in names):
-            known = sorted({_class_of(name) for name in find([])})
+        if not any(class_of(name) == wanted for name in names):
+            known = sorted({class_of(name) for name in find([])})
             hint = did_you_mean(wanted, known) or f"; found there: {', '.join(known[:8]) or 'none'}"
             raise DataError(
                 f"DATA.TRAIN.CLASSES: class {wanted} has no sequence in {root.path} (split {settings.SPLIT}){hint}"
                 f"{explain_root(root)}"
             )
-    missing = sorted(set(names) - set(there), key=_natural_key)
+    missing = sorted(set(names) - set(there), key=natural_key)
     if missing:
         raise DataError(
             f"{root.path}: {len(missing)} of {len(names)} sequences of split {settings.SPLIT} are missing, "
@@ -91,19 +91,20 @@ def select_sequences(settings: DataConfig, root: Root, find: Callable[[Collectio
         )
     if not names:
         raise DataError(f"{root.path}: no sequence (expected <class>/<class>-<n>/groundtruth.txt){explain_root(root)}")
-    return sorted(names, key=_natural_key)
+    return sorted(names, key=natural_key)
 
 
-def _sequences_on_disk(root: Root, classes: Collection[str]) -> list[str]:
+def sequences_on_disk(root: Root, classes: Collection[str]) -> list[str]:
     """Names of the sequences of these classes, or of all if none is given. Raises DataError for links to nothing."""
     names = []
     for class_name, path in folders(root, root.path):
         if not classes or class_name in classes:
-            names += [name for name, _ in folders(root, path) if _class_of(name) == class_name]
+            names += [name for name, _ in folders(root, path) if class_of(name) == class_name]
     return names
 
 
-def _read_split(split: str) -> list[str]:
+def read_split(split: str) -> list[str]:
+    """Names of the sequences of a split of the benchmark, or in a file. Raises DataError."""
     if split in BENCHMARK_SPLITS:
         text = (resources.files("seqtrack.data.datasets") / "splits" / f"{split}.txt").read_text("utf-8")
     else:
@@ -123,8 +124,8 @@ def _read_sequence(
     root: Root, may_lack_flags: bool, name: str
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], list[str]]:
     """((F, 4) boxes_xywh, (F,) visible, names of the files of flags that are not there) of one sequence."""
-    folder = f"{_class_of(name)}/{name}"
-    boxes = _read(root, f"{folder}/groundtruth.txt", parse_boxes)
+    folder = f"{class_of(name)}/{name}"
+    boxes = read_annotation(root, f"{folder}/groundtruth.txt", parse_boxes)
     visible = np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > 0) & (boxes[:, 3] > 0)  # NaN: the target is absent
     lacking = []
     for kind in FLAGS:
@@ -132,14 +133,15 @@ def _read_sequence(
         if may_lack_flags and not is_file(root.filesystem, f"{root.path}/{path}"):
             lacking.append(kind)
             continue
-        flags = _read(root, path, parse_flags)
+        flags = read_annotation(root, path, parse_flags)
         if len(flags) != len(boxes):
             raise DataError(f"{root.path}/{path}: {len(flags)} flags for the {len(boxes)} boxes of groundtruth.txt")
         visible &= flags == 0
     return boxes, visible.astype(np.uint8), lacking
 
 
-def _read(root: Root, path: str, parse: Callable[[bytes], Numbers]) -> Numbers:
+def read_annotation(root: Root, path: str, parse: Callable[[bytes], Numbers]) -> Numbers:
+    """What a file below the root holds. Raises DataError naming the file, and what is wrong with its folder."""
     try:
         return parse(read_bytes(root, path))
     except OSError as error:
@@ -149,10 +151,10 @@ def _read(root: Root, path: str, parse: Callable[[bytes], Numbers]) -> Numbers:
         raise DataError(f"{root.path}/{path}: {fault}") from fault
 
 
-def _class_of(sequence: str) -> str:
+def class_of(sequence: str) -> str:
     return sequence.rpartition("-")[0]
 
 
-def _natural_key(sequence: str) -> tuple[str, int, str]:
+def natural_key(sequence: str) -> tuple[str, int, str]:
     class_name, _, number = sequence.rpartition("-")
     return class_name, int(number) if number.isdigit() else -1, sequence

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from seqtrack.data.storage import DataError, Root, list_folder
 
 MOST_FOLDERS = 100
@@ -25,26 +28,36 @@ def folders(root: Root, path: str) -> list[tuple[str, str]]:
 
 def explain_root(root: Root) -> str:
     """`; …` with what is found around a root that lacks sequences and what to do, or an empty string."""
-    hints = []
-    if archives := describe_archives(root):
-        hints.append(archives)
+    hints = packed_archives(root)
     doubled = [name for name, path in _some_folders(root, root.path) if _holds(root, f"{path}/{name}", name)]
     if doubled:
         hints.append(
             f"{len(doubled)} folders hold another one of the same name, such as {doubled[0]}/{doubled[0]}; move what "
             "is in the inner one up"
         )
-    elif (fitting := _fitting(root)) is not None:
+    elif (fitting := nearest(root, partial(_has_sequences, root))) is not None:
         hints.append(f"DATA.ROOT={fitting} would fit")
     return "".join(f"; {hint}" for hint in hints)
 
 
-def describe_archives(root: Root) -> str:
-    """What to say of archives in a root, or an empty string if there are none."""
+def packed_archives(root: Root) -> list[str]:
+    """A line about archives in the root that are still to be unpacked, if there are any."""
     names = [name for name, _ in _files(root, root.path) if name.lower().endswith((".zip", ".tar", ".tgz", ".gz"))]
     if len(names) > 1:
-        return f"{len(names)} archives are still to be unpacked there, such as {names[0]}"
-    return f"{names[0]} is still to be unpacked there" if names else ""
+        return [f"{len(names)} archives are still to be unpacked there, such as {names[0]}"]
+    return [f"{name} is still to be unpacked there" for name in names]
+
+
+def nearest(root: Root, fits: Callable[[str], bool]) -> str | None:
+    """The nearest folder above or below the root (whose path `fits`), or None."""
+    above = root.path
+    for _ in range(LEVELS_UP):
+        above = above.rpartition("/")[0]
+        if above and fits(above):
+            return above
+    below = [path for _, path in _some_folders(root, root.path)]
+    deeper = [path for parent in below for _, path in _some_folders(root, parent)][:MOST_FOLDERS]
+    return next((path for path in (*below, *deeper) if fits(path)), None)
 
 
 def explain_sequence(root: Root, folder: str) -> str:
@@ -59,18 +72,6 @@ def explain_sequence(root: Root, folder: str) -> str:
     if archives := [inner for inner, _ in inside if inner.lower().endswith(".zip")]:
         return f"; {archives[0]} is still to be unpacked there"
     return ""
-
-
-def _fitting(root: Root) -> str | None:
-    """The nearest folder above or below the root that holds classes of sequences."""
-    above = root.path
-    for _ in range(LEVELS_UP):
-        above = above.rpartition("/")[0]
-        if above and _has_sequences(root, above):
-            return above
-    below = [path for _, path in _some_folders(root, root.path)]
-    deeper = [path for parent in below for _, path in _some_folders(root, parent)][:MOST_FOLDERS]
-    return next((path for path in (*below, *deeper) if _has_sequences(root, path)), None)
 
 
 def _has_sequences(root: Root, path: str) -> bool:

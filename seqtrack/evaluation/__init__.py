@@ -1,0 +1,1 @@
+"""How good tracks are: benchmarks, published protocols, result files and their summary."""
