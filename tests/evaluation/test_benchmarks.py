@@ -241,7 +241,7 @@ def test_what_was_found_instead_is_named(tmp_path: Path) -> None:
     write(tmp_path / "readme.txt")
     assert refusal("lasot", tmp_path).endswith(
         "expected <class>/<class>-<n>/groundtruth.txt; found LaSOT.zip, readme.txt; LaSOT.zip is still to be "
-        "unpacked there, such as LaSOT.zip"
+        "unpacked there"
     )
     (tmp_path / "empty").mkdir()
     assert "the folder is empty" in refusal("otb100", tmp_path / "empty")
