@@ -19,6 +19,7 @@ from seqtrack.commands import (
     convert_weights,
     deliver,
     doctor,
+    evaluate,
     export,
     fetch_lasot,
     pack_lasot,
@@ -32,7 +33,19 @@ from seqtrack.environment import command
 
 PROGRAMS = {
     module.__name__.rpartition(".")[2].replace("_", "-"): module
-    for module in (train, reproduce, sweep, track, export, fetch_lasot, pack_lasot, deliver, convert_weights, doctor)
+    for module in (
+        train,
+        reproduce,
+        sweep,
+        track,
+        evaluate,
+        export,
+        fetch_lasot,
+        pack_lasot,
+        deliver,
+        convert_weights,
+        doctor,
+    )
 }
 
 

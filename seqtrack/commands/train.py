@@ -28,7 +28,7 @@ from seqtrack.config import (
     with_overrides,
 )
 from seqtrack.environment import command, from_here
-from seqtrack.locations import lasting, stem
+from seqtrack.locations import stem
 from seqtrack.runs.allowances import check_allowances
 
 if TYPE_CHECKING:
@@ -142,12 +142,9 @@ def tracking(config: Config, outcome: Outcome) -> list[str]:
     """Arguments of `track` with the trained model: in a synthetic sequence that it has not seen, or a video."""
     if config.DATA.ROOT != "synthetic":
         return ["--weights", outcome.folder, "--source", "VIDEO", "--box", "X,Y,W,H"]
-    from seqtrack.data.datasets.synthetic import ensure_synthetic
+    from seqtrack.data.datasets.synthetic import ensure_synthetic, held_out
 
-    synthetic = config.DATA.SYNTHETIC
-    place = lasting(synthetic.PATH)
-    unseen = synthetic.model_copy(update={"SEED": synthetic.SEED + 1, "SEQUENCES": 2, "PATH": place})
-    sequence = ensure_synthetic(unseen) / "kite" / "kite-1"
+    sequence = ensure_synthetic(held_out(config.DATA.SYNTHETIC, sequences=2)) / "kite" / "kite-1"
     return ["--weights", outcome.folder, "--source", from_here(sequence)]
 
 

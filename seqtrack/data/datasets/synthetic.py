@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.config import SyntheticConfig
+from seqtrack.locations import lasting
 
 FORMAT = 1
 """Increase this when the pictures change. It is part of the folder's name, so old data are not mistaken for new."""
@@ -44,6 +45,13 @@ def ensure_synthetic(settings: SyntheticConfig) -> Path:
     if not folder.exists():
         write_synthetic(folder, settings)
     return folder
+
+
+def held_out(settings: SyntheticConfig, sequences: int) -> SyntheticConfig:
+    """Settings of sequences of the same kind that are in no training with `settings`."""
+    return settings.model_copy(
+        update={"SEED": settings.SEED + 1, "SEQUENCES": sequences, "PATH": lasting(settings.PATH)}
+    )
 
 
 def write_synthetic(folder: Path, settings: SyntheticConfig) -> None:

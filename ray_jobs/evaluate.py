@@ -1,0 +1,15 @@
+"""Measures trained models on benchmarks: `seqtrack evaluate`."""
+
+from __future__ import annotations
+
+import sys
+
+from seqtrack import cli
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return cli.main(["evaluate", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

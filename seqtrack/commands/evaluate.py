@@ -1,0 +1,205 @@
+"""Measure trained models on benchmarks, and compare trackers by their result files.
+
+Ray workers track several sequences at a time; a sequence that is finished is kept, and the same command goes on after
+an interruption. Prints a table and writes results.parquet and summary.json. With --results alone, Ray does not start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from seqtrack.commands.program import GOES_ON, TO_GO_ON, ProgramError
+from seqtrack.errors import InputError
+
+if TYPE_CHECKING:
+    from seqtrack.config import SyntheticConfig
+    from seqtrack.evaluation.benchmarks import Benchmark, BenchmarkData
+    from seqtrack.experiments.evaluate import Tracking
+    from seqtrack.experiments.evaluators import Evaluators
+
+SYNTHETIC, HELD_OUT = "synthetic", 8
+"""A benchmark of drawn sequences that the demo has not seen, and how many."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights", metavar="SOURCE", nargs="+", action="extend", default=[],
+        help="runs, checkpoints ('RUN/*': all of a run), hf://user/repo, or files of weights with --config",
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="NAME|FILE", help="settings of files of weights")
+    parser.add_argument(
+        "--benchmark", metavar="NAME", nargs="+", action="extend", default=[],
+        help="lasot, lasot_ext, got10k_val, got10k_test, trackingnet, otb100, uav123, nfs, tnl2k, or a name of --data",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="NAME=PATH", nargs="+", action="extend", default=[],
+        help="where a benchmark is: a folder or URI; with another name, a folder of sequences in LaSOT's layout",
+    )  # fmt: skip
+    parser.add_argument(
+        "--results", metavar="[NAME=]FOLDER", nargs="+", action="extend", default=[],
+        help="result files of other trackers, to compare with",
+    )  # fmt: skip
+    parser.add_argument("--sequences", metavar="NAME", nargs="+", help="only these sequences")
+    parser.add_argument("--protocol", metavar="NAME", help="pytracking, lasot-toolkit, got10k, trackingnet (as papers)")
+    parser.add_argument("--out", metavar="FOLDER", default="evaluations", help="where to write (evaluations)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (one for each GPU, or else for each CPU)")
+    parser.add_argument("--batch", type=int, metavar="N", help="sequences that a worker tracks at a time (8; CPU: 1)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where models run (GPUs, if the cluster has any)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic (fp32)")
+    parser.add_argument("--integers", action="store_true", help="cut boxes to whole pixels, as older results are")
+    parser.set_defaults(to_go_on=f"{GOES_ON} {TO_GO_ON}")
+
+
+def run(options: argparse.Namespace) -> int:
+    places = check(options)
+    from seqtrack.evaluation.benchmarks import open_benchmark
+    from seqtrack.evaluation.summary import table_lines, write_summary
+    from seqtrack.experiments.evaluate import (
+        expand,
+        score_all,
+        track_benchmark,
+        tracker_name,
+        write_submission,
+    )
+    from seqtrack.experiments.evaluators import EvaluationError
+    from seqtrack.locations import absolute, filesystem_at
+    from seqtrack.tracker.load import load_trained
+
+    sources = expand(options.weights)
+    first = load_trained(sources[0], options.config) if sources else None
+    opened: list[BenchmarkData] = []
+    for name in dict.fromkeys(options.benchmark or places or [SYNTHETIC]):
+        place = places.get(name) or drawn(first.config.DATA.SYNTHETIC if first else None)
+        data = open_benchmark(known(name), place, with_frames=bool(sources))
+        for note in data.notes:
+            print(note)
+        opened.append(data.only(options.sequences) if options.sequences else data)
+    found: dict[str, dict[str, str]] = {data.benchmark.name: others(options.results, data) for data in opened}
+    with workers(options) as start:
+        for source in sources:
+            trained = first if first is not None and source == sources[0] else load_trained(source, options.config)
+            tracker = tracker_name(trained.source)
+            for data in opened:
+                if tracker in found[data.benchmark.name]:
+                    raise InputError(f"{tracker}: two trackers have this name; NAME=FOLDER renames --results")
+                try:
+                    folder = track_benchmark(trained, tracker, data, options.out, start, watch, options.integers)
+                except EvaluationError as error:
+                    raise ProgramError(str(error)) from error
+                if (zipped := write_submission(folder, tracker, data)) is not None:
+                    print(f"Wrote {zipped}, for the server that scores {data.benchmark.title}")
+                else:
+                    found[data.benchmark.name][tracker] = folder.location
+    evaluations = [
+        one
+        for data in opened
+        if found[data.benchmark.name]
+        for one in score_all(data, found[data.benchmark.name], options.protocol)
+    ]
+    if evaluations:
+        write_summary(*filesystem_at(absolute(options.out)), evaluations)
+        print("\n".join(["", *table_lines(evaluations), ""]))
+        for note in dict.fromkeys(note for one in evaluations for note in one.notes):
+            print(note)
+        print(f"Wrote {options.out}/summary.json and results.parquet")
+    return 0
+
+
+def check(options: argparse.Namespace) -> dict[str, str]:
+    """Name of a benchmark -> its place. Raises InputError for arguments that cannot be right."""
+    if not options.weights and not options.results:
+        raise InputError("nothing to measure: --weights names models, --results folders of result files")
+    for name, value in (("--workers", options.workers), ("--batch", options.batch)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} {value}: at least 1")
+    places = {}
+    for text in options.data:
+        name, equals, place = text.partition("=")
+        if not equals or not name or not place or "/" in name:
+            raise InputError(f"--data {text}: NAME=PATH is needed, such as lasot=/data/LaSOT")
+        places[name] = place
+    from seqtrack.evaluation.benchmarks import benchmark_named
+
+    for name in options.benchmark:
+        if name not in places and name != SYNTHETIC:
+            raise InputError(f"--data {benchmark_named(name).name}=PATH is needed: where the benchmark is")
+    if options.protocol is not None:
+        from seqtrack.evaluation.protocols import protocol_named
+
+        protocol_named(options.protocol)
+    return places
+
+
+def known(name: str) -> Benchmark:
+    from seqtrack.evaluation.benchmarks import BENCHMARKS, folder_of_sequences
+
+    return BENCHMARKS.get(name) or folder_of_sequences(name)
+
+
+def drawn(settings: SyntheticConfig | None) -> str:
+    """Folder of the drawn sequences that are in no training with these settings."""
+    from seqtrack.config import SyntheticConfig
+    from seqtrack.data.datasets.synthetic import ensure_synthetic, held_out
+
+    return str(ensure_synthetic(held_out(settings or SyntheticConfig(), HELD_OUT)))
+
+
+def others(results: list[str], data: BenchmarkData) -> dict[str, str]:
+    """Name of a tracker -> its folder of results on a benchmark: FOLDER/BENCHMARK, if there is one, or FOLDER."""
+    from pyarrow.fs import FileType
+
+    from seqtrack.locations import absolute, child, filesystem_at, parent
+
+    found: dict[str, str] = {}
+    for text in results:
+        name, equals, folder = text.partition("=")
+        if not equals or "/" in name:
+            name, folder = parent(text.rstrip("/"))[1], text
+        if name in found:
+            raise InputError(f"--results {text}: two trackers are called {name}; NAME=FOLDER renames one")
+        inner = child(absolute(folder), data.benchmark.name)
+        filesystem, path = filesystem_at(inner)
+        found[name] = inner if filesystem.get_file_info(path).type == FileType.Directory else folder
+    return found
+
+
+@contextlib.contextmanager
+def workers(options: argparse.Namespace) -> Iterator[Callable[[], Evaluators]]:
+    """Gives what starts the workers, at the first call. Raises ConfigError."""
+    from seqtrack.experiments.evaluators import Evaluators, plan_workers
+
+    started: list[Evaluators] = []
+
+    def start() -> Evaluators:
+        if not started:
+            started.append(Evaluators(plan_workers(options.workers, options.batch, options.device, options.precision)))
+        return started[0]
+
+    try:
+        yield start
+    finally:
+        for one in started:
+            one.close()
+
+
+def watch(tracker: str, data: BenchmarkData, frames: int, happenings: Iterator[Tracking]) -> None:
+    """Shows how far it is, and the best and the worst sequence so far."""
+    from tqdm import tqdm
+
+    from seqtrack.tracker.recording import mean_iou
+
+    truths = {one.name: one.truth for one in data.sequences if not one.withheld}
+    overlaps: dict[str, float] = {}
+    with tqdm(total=frames, unit="frame", desc=f"{tracker} on {data.benchmark.title}") as progress:
+        for one in happenings:
+            progress.update(one.frames)
+            for name, track in one.finished.items():
+                if name in truths:
+                    overlaps[name] = mean_iou(track.boxes_xywh, truths[name].boxes_xywh)[0]
+            if one.finished and overlaps:
+                ends = (max(overlaps, key=overlaps.__getitem__), min(overlaps, key=overlaps.__getitem__))
+                best, worst = (f"{name} {overlaps[name]:.2f}" for name in ends)
+                progress.set_postfix_str(f"IoU: best {best}, worst {worst}")

@@ -1,0 +1,170 @@
+"""Measures trained models on benchmarks: tracks what was not tracked before, scores it, and writes tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from safetensors.torch import save
+
+from seqtrack.errors import InputError
+from seqtrack.evaluation.benchmarks import BenchmarkData
+from seqtrack.evaluation.results import Results, Track, read_results, write_track
+from seqtrack.evaluation.submissions import write_got10k_zip, write_trackingnet_zip
+from seqtrack.evaluation.summary import Evaluation, evaluate
+from seqtrack.experiments.evaluators import Evaluators, Plan
+from seqtrack.files import is_file, read_text, write_atomically
+from seqtrack.locations import absolute, filesystem_at, parent
+from seqtrack.runs.checkpoint import NAME, whole_checkpoints
+from seqtrack.runs.folder import RunFolder
+from seqtrack.tracker.load import TrainedModel
+from seqtrack.tracker.settings import TrackerSettings
+
+IDENTITY_FILE = "evaluation.json"
+FORMAT = 1
+
+
+class Tracking(NamedTuple):
+    """How far the tracking of a benchmark is."""
+
+    frames: int
+    """Tracked since the last one; below zero where a worker was lost."""
+    finished: dict[str, Track]
+    """By the name of the sequence."""
+
+
+Watch = Callable[[str, BenchmarkData, int, Iterator[Tracking]], None]
+"""(tracker, benchmark, frames to track, what happens) shows progress. It has to go through all that happens."""
+
+
+def expand(sources: Sequence[str]) -> list[str]:
+    """`RUN/*` becomes all of the run's checkpoints, the oldest first. Raises InputError if there are none."""
+    expanded: list[str] = []
+    for source in sources:
+        if not source.endswith("/*"):
+            expanded.append(source)
+            continue
+        run = RunFolder.at(absolute(source.removesuffix("/*")))
+        names = whole_checkpoints(run)
+        if not names:
+            raise InputError(f"{source}: {run.location} holds no checkpoints")
+        expanded += [f"{run.location}/{name}" for name in names]
+    return list(dict.fromkeys(expanded))
+
+
+def tracker_name(source: str) -> str:
+    """What a model is called after its place: `demo-0010` after `runs/demo/checkpoint_epoch_0010`."""
+    around, name = parent(source.removeprefix("hf://").rstrip("/"))
+    found = NAME.fullmatch(name)
+    if not found:
+        return name.removesuffix(".tar").rpartition(".")[0] or name
+    return f"{parent(around)[1]}-{'-'.join(part for part in found.groups() if part)}"
+
+
+def weights_sha256(trained: TrainedModel) -> str:
+    """Of the weights as safetensors: of `model.safetensors` in a run's checkpoint."""
+    return hashlib.sha256(save(dict(trained.model.state_dict()))).hexdigest()
+
+
+class Folder:
+    """The result files of one model on one benchmark."""
+
+    def __init__(self, place: str, tracker: str, data: BenchmarkData) -> None:
+        self.location = f"{absolute(place)}/{data.benchmark.name}/{tracker}"
+        self.filesystem, self.path = filesystem_at(self.location)
+        self._data = data
+
+    def claim(self, trained: TrainedModel, settings: TrackerSettings, plan: Plan) -> None:
+        """Makes the folder this model's. Raises InputError if it has results of other weights or settings."""
+        ours = {
+            "format": FORMAT,
+            "weights_sha256": weights_sha256(trained),
+            "source": trained.source,
+            "benchmark": self._data.benchmark.name,
+            "settings": json.loads(json.dumps(asdict(settings))),
+            "precision": plan.precision,
+            "device": plan.device,
+            "together": plan.together,
+        }
+        text = read_text(self.filesystem, f"{self.path}/{IDENTITY_FILE}")
+        if text is None:
+            self.filesystem.create_dir(self.path, recursive=True)
+            write_atomically(self.filesystem, f"{self.path}/{IDENTITY_FILE}", json.dumps(ours, indent=1))
+            return
+        try:
+            theirs = dict(json.loads(text))
+        except ValueError as error:
+            raise InputError(f"{self.location}/{IDENTITY_FILE}: is cut off or damaged ({error})") from error
+        for name in ("format", "weights_sha256", "benchmark", "settings", "precision", "device", "together"):
+            if theirs.get(name) != ours[name]:
+                what = _difference(theirs.get(name), ours[name])
+                raise InputError(f"{self.location}: has results of another {name.replace('_', ' ')}: {what}; --out "
+                                 "names another folder")  # fmt: skip
+
+    def done(self) -> frozenset[str]:
+        """Names of the sequences that were tracked to their end."""
+        return frozenset(
+            one.name for one in self._data.sequences if is_file(self.filesystem, f"{self.path}/{one.name}.txt")
+        )
+
+    def write(self, name: str, track: Track, integers: bool) -> None:
+        write_track(self.filesystem, self.path, name, track, integers)
+
+
+def track_benchmark(
+    trained: TrainedModel,
+    tracker: str,
+    data: BenchmarkData,
+    place: str,
+    workers: Callable[[], Evaluators],
+    watch: Watch,
+    integers: bool = False,
+) -> Folder:
+    """Tracks the sequences of a benchmark that have no results yet, into `place`/BENCHMARK/TRACKER.
+
+    Each is written as soon as it has ended, so that the same call goes on after an interruption. `workers` gives
+    the workers. Raises InputError, EvaluationError.
+    """
+    settings = TrackerSettings.from_config(trained.config, data.benchmark.settings)
+    folder = Folder(place, tracker, data)
+    folder.claim(trained, settings, workers().plan)
+    done = folder.done()
+    left = [one for one in data.sequences if one.name not in done]
+
+    def happenings() -> Iterator[Tracking]:
+        for progress in workers().track(trained, settings, data.root, left):
+            for name, track in progress.finished:
+                folder.write(name, track, integers)
+            yield Tracking(progress.frames, dict(progress.finished))
+
+    if left:
+        watch(tracker, data, sum(map(len, left)), happenings())
+    return folder
+
+
+def write_submission(folder: Folder, tracker: str, data: BenchmarkData) -> str | None:
+    """The zip for the server that scores a benchmark whose annotations are not public, beside the results; or None."""
+    if data.benchmark.name not in ("got10k_test", "trackingnet"):
+        return None
+    location = f"{folder.location}.zip"
+    tracks = read_results(folder.location, data.sequences).tracks
+    if data.benchmark.name == "got10k_test":
+        write_got10k_zip(location, tracker, data, tracks)
+    else:
+        write_trackingnet_zip(location, data, tracks)
+    return location
+
+
+def score_all(data: BenchmarkData, found: dict[str, str], protocol: str | None) -> list[Evaluation]:
+    """Scores folders of results, by the trackers' names. Raises InputError."""
+    results: dict[str, Results] = {tracker: read_results(place, data.sequences) for tracker, place in found.items()}
+    return evaluate(data, results, protocol)
+
+
+def _difference(theirs: Any, ours: Any) -> str:
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        return ", ".join(f"{key} {theirs.get(key)}, not {ours[key]}" for key in ours if theirs.get(key) != ours[key])
+    return f"{str(theirs)[:12]}, not {str(ours)[:12]}"
