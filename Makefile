@@ -6,7 +6,7 @@ CONFIG ?= demo
 SWEEP ?= smoke
 ARGS ?=
 
-.PHONY: train reproduce sweep test soak lint format mlflow lock clean
+.PHONY: train reproduce sweep evaluate test soak lint format mlflow lock clean
 .DELETE_ON_ERROR:
 
 ## train: set up if needed, then train the demo (CONFIG=…, ARGS="KEY=VALUE …")
@@ -24,6 +24,12 @@ sweep: $(VENV)/installed
 ## test: set up if needed, then run the whole test suite (ARGS="-k stream")
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(ARGS)
+
+## evaluate: the AUC of the newest demo run on drawn sequences that it has not seen (RUN=…, ARGS="--benchmark …")
+evaluate: RUN ?= $(firstword $(shell ls -dt runs/$(CONFIG)-*/ 2>/dev/null))
+evaluate: $(VENV)/installed
+	$(if $(RUN),,$(error no run in runs/: `make train` makes one, RUN=FOLDER names one))
+	$(BIN)/seqtrack evaluate --weights $(RUN) $(ARGS)
 
 ## soak: what `make test` leaves out: the slow tests, damaged files, a hundred kills of trainings (an hour and a half)
 soak: $(VENV)/installed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -193,7 +194,9 @@ def watch(tracker: str, data: BenchmarkData, frames: int, happenings: Iterator[T
 
     truths = {one.name: one.truth for one in data.sequences if not one.withheld}
     overlaps: dict[str, float] = {}
-    with tqdm(total=frames, unit="frame", desc=f"{tracker} on {data.benchmark.title}") as progress:
+    rarely = 0.5 if sys.stderr.isatty() else 30.0  # seconds
+    title = f"{tracker} on {data.benchmark.title}"
+    with tqdm(total=frames, unit="frame", desc=title, mininterval=rarely) as progress:
         for one in happenings:
             progress.update(one.frames)
             for name, track in one.finished.items():
@@ -202,4 +205,4 @@ def watch(tracker: str, data: BenchmarkData, frames: int, happenings: Iterator[T
             if one.finished and overlaps:
                 ends = (max(overlaps, key=overlaps.__getitem__), min(overlaps, key=overlaps.__getitem__))
                 best, worst = (f"{name} {overlaps[name]:.2f}" for name in ends)
-                progress.set_postfix_str(f"IoU: best {best}, worst {worst}")
+                progress.set_postfix_str(f"IoU: best {best}, worst {worst}", refresh=False)

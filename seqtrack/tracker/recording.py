@@ -92,7 +92,7 @@ def mean_iou(
 ) -> tuple[float, int]:
     """Mean IoU over the frames whose annotation has a box, and their number. The frames are paired in order."""
     truth = torch.from_numpy(np.asarray(annotation[: len(found)], np.float64))
-    ours = torch.from_numpy(np.asarray(found[: len(truth)], np.float64))
+    ours = torch.from_numpy(np.array(found[: len(truth)], np.float64))
     there = truth.isfinite().all(dim=1) & (truth[:, 2] > 0) & (truth[:, 3] > 0)
     overlap = iou(xywh_to_xyxy(ours[there]), xywh_to_xyxy(truth[there]))
     return float(overlap.mean()) if len(overlap) else float("nan"), int(there.sum())

@@ -1,0 +1,195 @@
+"""`seqtrack evaluate`: models are tracked on a real Ray cluster, and folders of results are compared without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from seqtrack.cli import main
+from seqtrack.config import parse_config
+from seqtrack.evaluation.benchmarks import folder_of_sequences, open_benchmark
+from seqtrack.experiments.evaluate import expand, tracker_name
+from seqtrack.experiments.evaluators import EvaluationError, Evaluator, Evaluators, Plan, Progress
+from seqtrack.runs.folder import RunFolder, write_settings
+from seqtrack.tracker import TrackerSettings
+from seqtrack.tracker.lanes import Finished
+from seqtrack.tracker.load import load_trained
+from tests.settings import make_tiny_settings
+from tests.training.loops import train
+
+
+@pytest.fixture(scope="module")
+def run(lasot_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with the checkpoints of two epochs."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = parse_config(make_tiny_settings(lasot_root, folder), "tiny")
+    train(config)
+    write_settings(config, RunFolder.of(config))
+    return folder / "tiny"
+
+
+@pytest.fixture(scope="module")
+def measured(cluster: None, run: Path, lasot_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of both checkpoints, by two workers. Tests must not change them."""
+    out = tmp_path_factory.mktemp("measured") / "out"
+    assert evaluate(f"{run}/*", lasot_root, out, "--workers", "2") == 0
+    return out
+
+
+def evaluate(weights: str | Path, root: Path, out: Path, *arguments: str) -> int:
+    return main(["evaluate", "--weights", str(weights), "--data", f"mine={root}", "--out", str(out), *arguments])
+
+
+def boxes(out: Path) -> dict[str, str]:
+    """The result files of the second checkpoint."""
+    files = sorted((out / "mine/tiny-0002").glob("*.txt"))
+    return {file.name: file.read_text() for file in files if not file.name.endswith("_time.txt")}
+
+
+def test_all_checkpoints_of_a_run_are_measured(measured: Path) -> None:
+    summary = json.loads((measured / "summary.json").read_text())
+    assert [one["tracker"] for one in summary["evaluations"]] == ["tiny-0001", "tiny-0002"]
+    assert all(one["measures"]["auc"]["protocol"] == "pytracking" for one in summary["evaluations"])
+    assert pq.read_table(measured / "results.parquet").num_rows == 2 * 4
+    assert boxes(measured).keys() == {"coin-1.txt", "coin-2.txt", "kite-1.txt", "kite-2.txt"}
+
+
+@pytest.mark.parametrize("workers", ["1", "4"])
+def test_results_are_the_same_bits_whatever_the_number_of_workers(
+    measured: Path, run: Path, lasot_root: Path, tmp_path: Path, workers: str
+) -> None:
+    assert evaluate(run, lasot_root, tmp_path, "--workers", workers, "--batch", workers) == 0
+    assert boxes(tmp_path) == boxes(measured)
+
+
+def test_the_same_command_tracks_only_what_is_missing(
+    measured: Path, run: Path, lasot_root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(measured / "mine/tiny-0002", tmp_path / "mine/tiny-0002")
+    (tmp_path / "mine/tiny-0002/kite-1.txt").unlink()
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "mine/tiny-0002").iterdir()}
+    assert evaluate(run, lasot_root, tmp_path) == 0
+    changed = {
+        file.name for file in (tmp_path / "mine/tiny-0002").iterdir() if before.get(file) != file.stat().st_mtime_ns
+    }
+    assert changed == {"kite-1.txt", "kite-1_time.txt"}
+    assert boxes(tmp_path) == boxes(measured)
+
+
+@pytest.fixture
+def evaluators(cluster: None) -> Iterator[Evaluators]:
+    started = Evaluators(Plan(workers=2, slots=1, device="cpu", precision="fp32"))
+    yield started
+    started.close()
+
+
+def test_what_a_lost_worker_had_under_way_is_tracked_by_others(
+    evaluators: Evaluators, measured: Path, run: Path, lasot_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained, data = load_trained(str(run)), open_benchmark(folder_of_sequences("mine"), str(lasot_root))
+    frames, found = 0, list[Finished]()
+    for progress in evaluators.track(trained, TrackerSettings.from_config(trained.config), data.root, data.sequences):
+        if not found and progress.finished:
+            ray.kill(evaluators._workers[0])
+        frames += progress.frames
+        found += progress.finished
+    assert sorted(one.name for one in found) == ["coin-1", "coin-2", "kite-1", "kite-2"]
+    assert frames == sum(map(len, data.sequences))
+    assert "under way; it is started again" in caplog.text
+    for name, track in found:
+        written = [[float(value) for value in line.split()] for line in boxes(measured)[f"{name}.txt"].splitlines()]
+        assert track.boxes_xywh.round(4).tolist() == written
+
+
+class Dying(Evaluator):
+    """A worker that does not survive its first sequence."""
+
+    def advance(self, new: object) -> Progress:
+        os._exit(1)
+
+
+def test_a_sequence_at_which_workers_are_lost_again_and_again_is_named(
+    evaluators: Evaluators, run: Path, lasot_root: Path
+) -> None:
+    trained, data = load_trained(str(run)), open_benchmark(folder_of_sequences("mine"), str(lasot_root))
+    evaluators._actor_type = ray.remote(Dying).options(num_cpus=1)
+    evaluators._workers = [evaluators._actor_type.remote(evaluators.plan)]
+    settings = TrackerSettings.from_config(trained.config)
+    with pytest.raises(EvaluationError, match="3 workers were lost with coin-1 under way"):
+        list(evaluators.track(trained, settings, data.root, data.sequences[:1]))
+
+
+def test_a_folder_with_results_of_other_weights_is_refused(
+    measured: Path, run: Path, lasot_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(measured / "mine/tiny-0001", tmp_path / "mine/tiny-0002")
+    assert evaluate(run, lasot_root, tmp_path) == 2
+    assert f"{tmp_path}/mine/tiny-0002: has results of another weights sha256: " in capsys.readouterr().err
+
+
+def test_a_frame_that_cannot_be_read_ends_in_a_line(
+    cluster: None, run: Path, lasot_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(lasot_root, tmp_path / "tree")
+    (tmp_path / "tree/coin/coin-1/img/00000003.jpg").write_bytes(b"")
+    assert evaluate(run, tmp_path / "tree", tmp_path / "out") == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "coin-1/img/00000003.jpg cannot be read" in said[0]
+
+
+def test_folders_of_results_are_compared(
+    measured: Path, lasot_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [f"early={measured}/mine/tiny-0001", f"{measured}/mine/tiny-0002"]
+    arguments = ["--data", f"mine={lasot_root}", "--results", *places, "--out", str(tmp_path)]
+    assert main(["evaluate", *arguments, "--sequences", "coin-1", "kite-2"]) == 0
+    shown = capsys.readouterr().out
+    assert "early " in shown and "tiny-0002 " in shown and "protocol pytracking" in shown
+    assert pq.read_table(tmp_path / "results.parquet")["sequence"].to_pylist() == ["coin-1", "kite-2"] * 2
+
+
+FAULTS = {
+    "": "nothing to measure: --weights names models, --results folders of result files",
+    "--weights x --benchmark lasott": "benchmark lasott: known are lasot, ",
+    "--weights x --benchmark lasot": "--data lasot=PATH is needed",
+    "--weights x --data /data": "--data /data: NAME=PATH is needed, such as lasot=/data/LaSOT",
+    "--weights x --workers 0": "--workers 0: at least 1",
+    "--weights nowhere/*": "nowhere holds no checkpoints",
+    "--weights nowhere": "nowhere",
+    "--results nowhere --data mine={root}": "nowhere: no such folder",
+    "--results {root} --data mine={root}": "no results of these 4 sequences",
+    "--results a/x b/x --data mine={root}": "two trackers are called x; NAME=FOLDER renames one",
+    "--results x --data mine={root} --sequences coin-9": "no sequence coin-9; did you mean coin-",
+    "--results x --data mine={root} --protocol vot": "protocol vot",
+}
+
+
+@pytest.mark.parametrize("typed", FAULTS)
+def test_what_cannot_be_measured_is_said_in_a_line(
+    typed: str, lasot_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", *typed.format(root=lasot_root).split()]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and FAULTS[typed] in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_are_called_after_their_places(run: Path) -> None:
+    places = [f"{run}/checkpoint_epoch_0001", f"{run}/checkpoint_epoch_0002"]
+    assert expand([f"{run}/*", places[0]]) == places
+    names = {
+        "runs/demo/checkpoint_epoch_0010": "demo-0010",
+        "s3://bucket/runs/demo/checkpoint_epoch_0003_step_0120": "demo-0003-0120",
+        "hf://me/model": "model",
+        "SEQTRACK_ep0500.pth.tar": "SEQTRACK_ep0500",
+        "a.safetensors": "a",
+    }
+    assert {place: tracker_name(place) for place in names} == names
