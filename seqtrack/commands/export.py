@@ -10,17 +10,13 @@ import argparse
 from pathlib import Path
 
 from seqtrack.commands.convert_weights import on_this_machine
-from seqtrack.commands.program import ProgramError
+from seqtrack.commands.program import ProgramError, add_weights
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--weights", metavar="SOURCE", required=True,
-        help="a run, a checkpoint, hf://user/repo, or a file of weights (.pth.tar, .safetensors) with --config",
-    )  # fmt: skip
-    parser.add_argument("--config", metavar="NAME|FILE", help="settings of a file of weights")
+    add_weights(parser)
     parser.add_argument("--output", metavar="FILE.onnx", required=True, help="file to write")
 
 

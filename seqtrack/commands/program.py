@@ -126,6 +126,15 @@ def _keep_traceback() -> str:
         return f"{TRACEBACK_VARIABLE}=1 shows its traceback"
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Adds what programs take that work with a trained model: `--weights` and `--config`."""
+    parser.add_argument(
+        "--weights", metavar="SOURCE", required=True,
+        help="a run, a checkpoint, hf://user/repo, or a file of weights (.pth.tar, .safetensors) with --config",
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="NAME|FILE", help="settings of a file of weights")
+
+
 def add_settings(parser: argparse.ArgumentParser, config_needed: bool = False) -> None:
     """Adds what most programs take: `--config` and `KEY=VALUE`."""
     recipes = ", ".join(recipe_names())

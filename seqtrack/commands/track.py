@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seqtrack.commands.program import add_weights
 from seqtrack.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,11 +23,7 @@ CUT_OFF = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--weights", metavar="SOURCE", required=True,
-        help="a run, a checkpoint, hf://user/repo, or a file of weights (.pth.tar, .safetensors) with --config",
-    )  # fmt: skip
-    parser.add_argument("--config", metavar="NAME|FILE", help="settings of a file of weights")
+    add_weights(parser)
     parser.add_argument(
         "--source", metavar="SOURCE", required=True,
         help="a video, a folder of pictures, a LaSOT, OTB or GOT-10k sequence, a camera's number, or a URL",

@@ -13,26 +13,19 @@ import pytest
 import ray
 
 from seqtrack.cli import main
-from seqtrack.config import parse_config
 from seqtrack.evaluation.benchmarks import folder_of_sequences, open_benchmark
 from seqtrack.experiments.evaluate import expand, tracker_name
 from seqtrack.experiments.evaluators import EvaluationError, Evaluator, Evaluators, Plan, Progress
-from seqtrack.runs.folder import RunFolder, write_settings
 from seqtrack.tracker import TrackerSettings
 from seqtrack.tracker.lanes import Finished
 from seqtrack.tracker.load import load_trained
-from tests.settings import make_tiny_settings
-from tests.training.loops import train
+from tests.training.loops import trained_run
 
 
 @pytest.fixture(scope="module")
 def run(lasot_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with the checkpoints of two epochs."""
-    folder = tmp_path_factory.mktemp("trained")
-    config = parse_config(make_tiny_settings(lasot_root, folder), "tiny")
-    train(config)
-    write_settings(config, RunFolder.of(config))
-    return folder / "tiny"
+    return trained_run(lasot_root, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")

@@ -16,22 +16,15 @@ import PIL.Image
 import pytest
 
 from seqtrack.cli import main
-from seqtrack.config import parse_config
-from seqtrack.runs.folder import RunFolder, write_settings
 from seqtrack.tracker import BatchTracker
-from tests.settings import make_tiny_settings
 from tests.tracker.videos import disc, turn, write_video
-from tests.training.loops import train
+from tests.training.loops import trained_run
 
 
 @pytest.fixture(scope="module")
 def run(lasot_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a trained run."""
-    folder = tmp_path_factory.mktemp("trained")
-    config = parse_config(make_tiny_settings(lasot_root, folder), "tiny")
-    train(config)
-    write_settings(config, RunFolder.of(config))
-    return folder / "tiny"
+    return trained_run(lasot_root, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture

@@ -20,12 +20,13 @@ from seqtrack.data.open import open_data
 from seqtrack.data.triplets import TripletSource
 from seqtrack.model.weights import Weights
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoint
-from seqtrack.runs.folder import RunFolder
+from seqtrack.runs.folder import RunFolder, write_settings
 from seqtrack.runs.log import MetricsFile, RunLogHandler
 from seqtrack.training.loop import Ended, Surroundings, TrainingLoop
 from seqtrack.training.slots import SlotGradients
 from seqtrack.training.state import TrainState, restore
 from seqtrack.training.step import Backward, backward, set_determinism
+from tests.settings import make_tiny_settings
 
 CPU = torch.device("cpu")
 
@@ -41,6 +42,14 @@ class FolderSink:
     def save(self, name: str, metrics: Mapping[str, Any], contents: Contents | None) -> None:
         if contents is not None:
             write_checkpoint(contents, StoredCheckpoint(self.run, name))
+
+
+def trained_run(lasot_root: Path, folder: Path) -> Path:
+    """The folder of a run that ended well, with the checkpoints of two epochs and its settings."""
+    config = parse_config(make_tiny_settings(lasot_root, folder), "tiny")
+    train(config)
+    write_settings(config, RunFolder.of(config))
+    return folder / "tiny"
 
 
 def train(
