@@ -16,10 +16,11 @@ from seqtrack.commands.program import GOES_ON, TO_GO_ON, ProgramError
 from seqtrack.errors import InputError
 
 if TYPE_CHECKING:
-    from seqtrack.config import SyntheticConfig
+    from seqtrack.config import Config, SyntheticConfig
     from seqtrack.evaluation.benchmarks import Benchmark, BenchmarkData
     from seqtrack.experiments.evaluate import Tracking
     from seqtrack.experiments.evaluators import Evaluators
+    from seqtrack.runs.checkpoint import StoredCheckpoint
 
 SYNTHETIC, HELD_OUT = "synthetic", 8
 """A benchmark of drawn sequences that the demo has not seen, and how many."""
@@ -60,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
     from seqtrack.evaluation.summary import table_lines, write_summary
     from seqtrack.experiments.evaluate import (
         expand,
+        publish,
         score_all,
         track_benchmark,
         tracker_name,
@@ -79,10 +81,13 @@ def run(options: argparse.Namespace) -> int:
             print(note)
         opened.append(data.only(options.sequences) if options.sequences else data)
     found: dict[str, dict[str, str]] = {data.benchmark.name: others(options.results, data) for data in opened}
+    origins: dict[str, tuple[Config, StoredCheckpoint, int]] = {}
     with workers(options) as start:
         for source in sources:
             trained = first if first is not None and source == sources[0] else load_trained(source, options.config)
             tracker = tracker_name(trained.source)
+            if trained.checkpoint is not None:
+                origins[tracker] = trained.config, trained.checkpoint, trained.step
             for data in opened:
                 if tracker in found[data.benchmark.name]:
                     raise InputError(f"{tracker}: two trackers have this name; NAME=FOLDER renames --results")
@@ -102,6 +107,9 @@ def run(options: argparse.Namespace) -> int:
     ]
     if evaluations:
         write_summary(*filesystem_at(absolute(options.out)), evaluations)
+        for one in evaluations:
+            if one.tracker in origins:
+                publish(*origins[one.tracker], one)
         print("\n".join(["", *table_lines(evaluations), ""]))
         for note in dict.fromkeys(note for one in evaluations for note in one.notes):
             print(note)

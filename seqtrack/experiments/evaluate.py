@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from safetensors.torch import save
 
+from seqtrack.config import Config
 from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import BenchmarkData
 from seqtrack.evaluation.results import Results, Track, read_results, write_track
 from seqtrack.evaluation.submissions import write_got10k_zip, write_trackingnet_zip
 from seqtrack.evaluation.summary import Evaluation, evaluate
 from seqtrack.experiments.evaluators import Evaluators, Plan
+from seqtrack.failures import explain
 from seqtrack.files import is_file, read_text, write_atomically
+from seqtrack.integrations.mirror_state import MirrorState
+from seqtrack.integrations.mlflow_store import log_evaluation
 from seqtrack.locations import absolute, filesystem_at, parent
-from seqtrack.runs.checkpoint import NAME, whole_checkpoints
+from seqtrack.runs.checkpoint import NAME, StoredCheckpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder
 from seqtrack.tracker.load import TrainedModel
 from seqtrack.tracker.settings import TrackerSettings
 
+logger = logging.getLogger(__name__)
+
 IDENTITY_FILE = "evaluation.json"
 FORMAT = 1
+EVALUATIONS_FILE = "evaluation.jsonl"
+"""In a run's folder: a line for each checkpoint, benchmark and protocol."""
 
 
 class Tracking(NamedTuple):
@@ -162,6 +171,28 @@ def score_all(data: BenchmarkData, found: dict[str, str], protocol: str | None) 
     """Scores folders of results, by the trackers' names. Raises InputError."""
     results: dict[str, Results] = {tracker: read_results(place, data.sequences) for tracker, place in found.items()}
     return evaluate(data, results, protocol)
+
+
+def publish(config: Config, checkpoint: StoredCheckpoint, step: int, evaluation: Evaluation) -> None:
+    """Adds the numbers of a run's checkpoint to the run: to its `evaluation.jsonl`, and in MLflow at its step.
+
+    Numbers of the same checkpoint, benchmark and protocol are replaced. Warns where they cannot be written.
+    """
+    run, benchmark, scores = checkpoint.run, evaluation.data.benchmark.name, evaluation.scores
+    values = {name: measure.mean() for name, measure in scores.measures.items()}
+    key = {"checkpoint": checkpoint.name, "benchmark": benchmark, "protocol": scores.protocol}
+    record = key | {"step": step, "sequences": len(evaluation.sequences), "of": evaluation.size} | values
+    try:
+        lines = (run.read_text(EVALUATIONS_FILE) or "").splitlines()
+        kept = [line for line in lines if not key.items() <= json.loads(line).items()]
+        run.write(EVALUATIONS_FILE, "".join(f"{line}\n" for line in [*kept, json.dumps(record)]))
+        run_id = MirrorState.read(run).run_id
+    except Exception as error:  # of the disk or of any object store; a line that is no JSON
+        logger.warning("%s: %s", run.file(EVALUATIONS_FILE), explain(error))
+        return
+    if run_id is not None:
+        metrics = {f"{benchmark}/{scores.protocol}/{name}": value for name, value in values.items()}
+        log_evaluation(config, run_id, step, metrics)
 
 
 def _difference(theirs: Any, ours: Any) -> str:

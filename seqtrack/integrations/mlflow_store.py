@@ -8,6 +8,7 @@ import re
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Literal
@@ -199,6 +200,21 @@ def close_parent_run(
         client.set_terminated(run_id, status)
     except Exception as error:
         logger.warning("MLflow did not take the report; the same command tries again: %s", explain(error))
+
+
+def log_evaluation(config: Config, run_id: str, step: int, metrics: Mapping[str, float]) -> None:
+    """Adds numbers to a run at a step, those that it does not have yet. Warns where MLflow does not take them."""
+    now = int(time.time() * 1000)
+    try:
+        client = make_client(config)
+        new = [
+            Metric(name, value, now, step)
+            for name, value in metrics.items()
+            if (step, value) not in {(one.step, one.value) for one in client.get_metric_history(run_id, name)}
+        ]
+        client.log_batch(run_id, metrics=new)
+    except Exception as error:
+        logger.warning("MLflow did not take the evaluation; the same command tries again: %s", explain(error))
 
 
 def _make_database(file: Path) -> None:

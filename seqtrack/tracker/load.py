@@ -10,7 +10,7 @@ from seqtrack.locations import as_path, is_uri
 from seqtrack.model.file_kinds import MODEL_FILE, SUFFIXES
 from seqtrack.model.seqtrack import SeqTrack, build_model
 from seqtrack.model.weights import WeightsError, fetch_pretrained, load_weights, read_model
-from seqtrack.runs.checkpoint import find_checkpoint
+from seqtrack.runs.checkpoint import NAME, StoredCheckpoint, find_checkpoint
 
 SCHEME = "hf://"
 
@@ -23,6 +23,14 @@ class TrainedModel(NamedTuple):
     config: Config
     source: str
     """Where it is from, for people."""
+    checkpoint: StoredCheckpoint | None = None
+    """The run's checkpoint that it is, if it is one."""
+
+    @property
+    def step(self) -> int:
+        """Training steps after which the checkpoint was written; 0 if it is none."""
+        found = NAME.fullmatch(self.checkpoint.name) if self.checkpoint is not None else None
+        return int(found[1]) * self.config.steps_per_epoch + int(found[2] or 0) if found else 0
 
 
 def load_trained(source: str, config: str | Path | None = None) -> TrainedModel:
@@ -41,13 +49,13 @@ def load_trained(source: str, config: str | Path | None = None) -> TrainedModel:
         place = Path(as_path(source)).expanduser()
         if place.is_file():
             return _from_file(place, config)
-        if (place / MODEL_FILE).is_file():
+        if (place / MODEL_FILE).is_file() and not NAME.fullmatch(place.name):
             return TrainedModel(*read_model(place, source), source)
         if place.suffix in SUFFIXES:
             raise WeightsError(f"{source}: no such file")
     stored = find_checkpoint(source)
     with stored.local() as folder:
-        return TrainedModel(*read_model(folder, stored.path), stored.path)
+        return TrainedModel(*read_model(folder, stored.path), stored.path, stored)
 
 
 def _from_file(file: Path, config: str | Path | None) -> TrainedModel:

@@ -54,6 +54,13 @@ def test_all_checkpoints_of_a_run_are_measured(measured: Path) -> None:
     assert boxes(measured).keys() == {"coin-1.txt", "coin-2.txt", "kite-1.txt", "kite-2.txt"}
 
 
+def test_the_run_keeps_the_numbers_of_its_checkpoints(measured: Path, run: Path) -> None:
+    records = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    names = [f"checkpoint_epoch_000{epoch}" for epoch in (1, 2)]
+    assert sorted((one["checkpoint"], one["step"]) for one in records) == [(names[0], 6), (names[1], 12)]
+    assert all(0 <= one["auc"] <= 100 and one["sequences"] == 4 for one in records)
+
+
 @pytest.mark.parametrize("workers", ["1", "4"])
 def test_results_are_the_same_bits_whatever_the_number_of_workers(
     measured: Path, run: Path, lasot_root: Path, tmp_path: Path, workers: str

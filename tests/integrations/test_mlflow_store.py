@@ -24,6 +24,7 @@ from seqtrack.integrations.mlflow_store import (
     artifacts_beside,
     check_store,
     close_parent_run,
+    log_evaluation,
     open_parent_run,
 )
 from seqtrack.runs.folder import RunFolder
@@ -53,6 +54,24 @@ def test_an_experiment_of_parts_is_found_again_whatever_its_name(name: str, trac
     parent = open_parent_run(config)
     assert parent is not None
     assert open_parent_run(config) == parent
+
+
+def test_an_evaluation_that_is_repeated_stays_one_point_of_the_curve(tracked: Tracked, tmp_path: Path) -> None:
+    config, _ = tracked(empty_store(tmp_path))
+    run = open_parent_run(config)
+    assert run is not None
+    for step, auc in ((6, 10.5), (12, 20.25), (6, 10.5)):
+        log_evaluation(config, run, step, {"lasot/pytracking/auc": auc})
+    history = MlflowClient(config.MLFLOW.TRACKING_URI).get_metric_history(run, "lasot/pytracking/auc")
+    assert sorted((one.step, one.value) for one in history) == [(6, 10.5), (12, 20.25)]
+
+
+def test_a_store_that_takes_no_evaluation_is_a_warning(
+    tracked: Tracked, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, _ = tracked(empty_store(tmp_path))
+    log_evaluation(config, "0" * 32, 6, {"lasot/pytracking/auc": 1.0})
+    assert "MLflow did not take the evaluation; the same command tries again: " in caplog.text
 
 
 @pytest.mark.parametrize(
