@@ -109,9 +109,10 @@ class Evaluator:
 class Evaluators:
     """The workers of an evaluation. A lost one is started again, and its sequences are tracked anew."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, kind: type[Evaluator] = Evaluator) -> None:
+        """`kind`: what each worker is."""
         self.plan = plan
-        self._actor_type = ray.remote(Evaluator).options(num_cpus=plan.cpus, num_gpus=float(plan.device == "cuda"))
+        self._actor_type = ray.remote(kind).options(num_cpus=plan.cpus, num_gpus=float(plan.device == "cuda"))
         self._workers = [self._actor_type.remote(plan) for _ in range(plan.workers)]
         self._losses: Counter[str] = Counter()
 
@@ -162,6 +163,10 @@ class Evaluators:
         if often:
             message = f"{MOST_LOSSES} workers were lost with {often[0]} under way, the last one: {explain(error)}"
             raise EvaluationError(message) from error
+
+    def ask(self, question: str) -> list[Any]:
+        """References to what a method of each worker answers."""
+        return [getattr(worker, question).remote() for worker in self._workers]
 
     def close(self) -> None:
         for worker in self._workers:

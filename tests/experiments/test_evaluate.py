@@ -116,14 +116,14 @@ class Dying(Evaluator):
 
 
 def test_a_sequence_at_which_workers_are_lost_again_and_again_is_named(
-    evaluators: Evaluators, run: Path, lasot_root: Path
+    cluster: None, run: Path, lasot_root: Path
 ) -> None:
     trained, data = load_trained(str(run)), open_benchmark(folder_of_sequences("mine"), str(lasot_root))
-    evaluators._actor_type = ray.remote(Dying).options(num_cpus=1)
-    evaluators._workers = [evaluators._actor_type.remote(evaluators.plan)]
+    evaluators = Evaluators(Plan(workers=1, slots=1, device="cpu", precision="fp32"), Dying)
     settings = TrackerSettings.from_config(trained.config)
     with pytest.raises(EvaluationError, match="3 workers were lost with coin-1 under way"):
         list(evaluators.track(trained, settings, data.root, data.sequences[:1]))
+    evaluators.close()
 
 
 def test_a_folder_with_results_of_other_weights_is_refused(
