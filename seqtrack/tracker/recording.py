@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from seqtrack.boxes import iou, xywh_to_xyxy
 from seqtrack.data.crops import crop_image, crop_region
 from seqtrack.data.decoding import ArrayFrame, Image
-from seqtrack.tracker.draw import TRUTH, Drawn, colour_of, draw
+from seqtrack.data.drawing import TRUTH, Drawn, colour_of, draw
 from seqtrack.tracker.follow import Followed
 from seqtrack.tracker.output import Tables, VideoWriter
 

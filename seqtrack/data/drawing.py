@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from seqtrack.data.decoding import Image
-from seqtrack.tracker.tracker import BoxLike
 
 COLOURS = ((255, 200, 0), (0, 200, 255), (255, 80, 120), (120, 255, 80), (200, 120, 255), (255, 140, 60))
 """RGB of the targets' boxes, in turn."""
@@ -20,7 +20,8 @@ TRUTH = (255, 255, 255)
 class Drawn(NamedTuple):
     """A box and what is written above it."""
 
-    box_xywh: BoxLike
+    box_xywh: Sequence[float] | NDArray[np.floating]
+    """In pixels. It is not drawn if it is not finite."""
     text: str
     colour: tuple[int, int, int]
 

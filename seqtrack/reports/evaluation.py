@@ -1,0 +1,227 @@
+"""Writes what an evaluation found: `index.html`, which needs no other file, `report.md`, and figures as PNG and SVG."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from seqtrack.data.storage import first_of
+from seqtrack.evaluation.protocols import MEASURES, protocol_named
+from seqtrack.evaluation.summary import LEVEL, RESAMPLES, Evaluation
+from seqtrack.reports.evaluation_plots import (
+    COLOURS,
+    LINES,
+    Look,
+    attribute_figure,
+    curve_figure,
+    epoch_figure,
+    looks_of,
+)
+from seqtrack.reports.evaluation_strips import Shown, read_strips, worst_rows
+from seqtrack.reports.evaluation_tables import (
+    NumberTable,
+    TrackerFacts,
+    best_first,
+    group_table,
+    main_measure,
+    number_table,
+    speed_table,
+)
+from seqtrack.reports.pages import save_figure, write_pages
+
+WORST = 10
+"""Sequences that are shown as strips."""
+DRAWN = len(COLOURS)
+"""Trackers that a figure shows at most, the best ones. Tables of a benchmark's numbers have all of them."""
+INTEGERS = (
+    "The result files of {} have whole pixels only. That can cost up to two points of AUC where targets are small, so a "
+    "small difference from trackers with exact boxes says nothing."
+)
+
+
+@dataclass
+class Strip:
+    """One of the worst sequences."""
+
+    sequence: str
+    facts: str
+    video: str
+    """Address of its video, if there is one."""
+    frames: Sequence[Shown]
+
+
+@dataclass
+class Section:
+    """One benchmark by one protocol: trackers that were scored on the same sequences."""
+
+    name: str
+    """As files are called."""
+    title: str
+    covered: str
+    meaning: str
+    numbers: NumberTable
+    notes: list[str]
+    missing: dict[str, list[str]]
+    """Why sequences were not scored -> their names."""
+    figures: dict[str, str] = field(default_factory=dict)
+    """Name of the file -> caption."""
+    groups: list[tuple[str, NumberTable]] = field(default_factory=list)
+    """Tables by attribute and class, with their captions."""
+    worst_of: str = ""
+    """What the strips show."""
+    strips: list[Strip] = field(default_factory=list)
+    no_pictures: list[str] = field(default_factory=list)
+
+
+def write_evaluation_report(
+    folder: Path,
+    evaluations: Sequence[Evaluation],
+    *,
+    title: str = "Evaluation",
+    facts: Mapping[str, TrackerFacts] | None = None,
+    videos: Mapping[str, str | Path] | None = None,
+    worst_of: str | None = None,
+) -> Path:
+    """Writes the page of any number of trackers on any number of benchmarks. Returns the path of `index.html`.
+
+    `facts`: what is known of how trackers ran, by their names; `videos`: name of a sequence -> address or path of a
+    video of it; `worst_of`: the tracker whose worst sequences are shown, by default each benchmark's best. Frames that
+    cannot be read are no error: the page says so. Raises OSError if the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    known = facts or {}
+    links = {name: _link(folder, place) for name, place in (videos or {}).items()}
+    trackers = list(dict.fromkeys(one.tracker for one in evaluations))
+    looks = looks_of(trackers)
+    sections: list[Section] = []
+    figures: dict[str, Figure] = {}
+    pictured: set[tuple[str, tuple[str, ...]]] = set()
+    for (benchmark, _, names), group in _comparable(evaluations).items():
+        section = _section(group, len(sections))
+        sections.append(section)
+        figures |= _figures(section, group, known, looks)
+        if (benchmark, names) not in pictured:  # another protocol has the same pictures
+            pictured.add((benchmark, names))
+            chosen = next((one for one in group if one.tracker == worst_of), group[0])
+            _add_strips(section, chosen, group, looks, links)
+    whole = [name for name in trackers if any(one.tracker == name and one.integers for one in evaluations)]
+    page = {
+        "title": title,
+        "summary": _summary(trackers, sections),
+        "intervals": f"{LEVEL:.0%}",
+        "resamples": f"{RESAMPLES:,}",
+        "notes": [INTEGERS.format(", ".join(whole))] if whole else [],
+        "sections": sections,
+        "speed": speed_table(evaluations, known),
+        "looks": looks if len(looks) > 1 else {},
+        "solid": LINES[0],
+        "images": {name: save_figure(figure, folder / name) for name, figure in figures.items()},
+    }
+    write_pages(folder, {"index.html": "evaluation.html.jinja", "report.md": "evaluation.md.jinja"}, page)
+    return folder / "index.html"
+
+
+def _comparable(evaluations: Sequence[Evaluation]) -> dict[tuple[str, str, tuple[str, ...]], list[Evaluation]]:
+    """Benchmark, protocol and names of sequences -> the trackers with numbers of these, the best first."""
+    groups: dict[tuple[str, str, tuple[str, ...]], list[Evaluation]] = {}
+    for one in evaluations:
+        key = (one.data.benchmark.name, one.scores.protocol, tuple(sequence.name for sequence in one.sequences))
+        groups.setdefault(key, []).append(one)
+    return {key: best_first(group) for key, group in groups.items()}
+
+
+def _section(group: Sequence[Evaluation], number: int) -> Section:
+    first = group[0]
+    protocol = protocol_named(first.scores.protocol)
+    benchmark = first.data.benchmark
+    missing: dict[str, dict[str, None]] = {}
+    for one in group:
+        for name, why in one.missing.items():
+            missing.setdefault(why, {})[name] = None
+    return Section(
+        name=re.sub(r"\W+", "_", f"{number + 1}_{benchmark.name}_{protocol.name}"),
+        title=benchmark.title,
+        covered=f"{first.coverage}, {int(first.scores.frames.sum()):,} frames",
+        meaning=f"Protocol {protocol.name}: {protocol.meaning}.",
+        numbers=number_table(group),
+        notes=list(dict.fromkeys(note for one in group for note in one.notes)),
+        missing={why: list(names) for why, names in missing.items()},
+    )
+
+
+def _figures(
+    section: Section, group: Sequence[Evaluation], facts: Mapping[str, TrackerFacts], looks: Mapping[str, Look]
+) -> dict[str, Figure]:
+    """Draws a section's figures, and adds their captions and the tables of classes and attributes to it."""
+    drawn = group[:DRAWN]
+    part = f" of the best {DRAWN} of {len(group)} trackers" if len(group) > DRAWN else ""
+    measure = f"{MEASURES[main_measure(group[0])]} ({group[0].scores.protocol})"
+    figures = {f"{section.name}_curves": curve_figure(drawn, looks)}
+    section.figures[f"{section.name}_curves"] = f"The part of the frames that satisfies each threshold{part}."
+    if attributes := group[0].attributes:
+        figures[f"{section.name}_attributes"] = attribute_figure(drawn, attributes, looks)
+        section.figures[f"{section.name}_attributes"] = (
+            f"{measure} over the sequences that have an attribute{part}; below each name: how many these are. Lines: "
+            f"{LEVEL:.0%} intervals."
+        )
+    if (epochs := epoch_figure(group, facts)) is not None:
+        figures[f"{section.name}_epochs"] = epochs
+        section.figures[f"{section.name}_epochs"] = (
+            f"{measure} of the checkpoints after each epoch; {LEVEL:.0%} intervals."
+        )
+    for kind, groups in (("attribute", attributes), ("class", group[0].classes)):
+        if groups:
+            plural = "attributes" if kind == "attribute" else "classes"
+            caption = f"{measure} by {kind}{part}: {len(groups)} {plural}"
+            section.groups.append((caption, group_table(drawn, kind, groups)))
+    return figures
+
+
+def _add_strips(
+    section: Section,
+    chosen: Evaluation,
+    group: Sequence[Evaluation],
+    looks: Mapping[str, Look],
+    links: Mapping[str, str],
+) -> None:
+    name = main_measure(chosen)
+    measure = chosen.scores.measures[name]
+    rows = worst_rows(measure, WORST)
+    found = read_strips(
+        chosen.data.root,
+        [(chosen.sequences[row], chosen.tracks[row]) for row in rows],
+        looks[chosen.tracker].rgb,
+    )
+    section.worst_of = f"{chosen.tracker}, by {MEASURES[name]} ({chosen.scores.protocol})"
+    lacking: dict[str, list[str]] = {}
+    for row, strip in zip(rows, found, strict=True):
+        sequence = chosen.sequences[row]
+        others = [
+            f"{one.tracker} {one.scores.measures[name].values[row]:.1f}" for one in group[:DRAWN] if one is not chosen
+        ]
+        said = [f"{MEASURES[name]} {measure.values[row]:.1f}", *others, f"{len(sequence):,} frames"]
+        if sequence.attributes:
+            said.append(" ".join(sequence.attributes))
+        if isinstance(strip, str):
+            lacking.setdefault(strip, []).append(sequence.name)
+        frames = [] if isinstance(strip, str) else strip
+        section.strips.append(Strip(sequence.name, " · ".join(said), links.get(sequence.name, ""), frames))
+    for why, names in lacking.items():
+        section.no_pictures.append(f"{len(names)} of {len(rows)} are without pictures, {first_of(names)}: {why}")
+
+
+def _summary(trackers: Sequence[str], sections: Sequence[Section]) -> str:
+    titles = list(dict.fromkeys(section.title for section in sections))
+    return f"{len(trackers)} tracker{'s' if len(trackers) != 1 else ''} on {', '.join(titles)}."
+
+
+def _link(folder: Path, place: str | Path) -> str:
+    """An address as it is, and a path as it is seen from the page."""
+    if isinstance(place, str) and "://" in place:
+        return place
+    return Path(os.path.relpath(place, folder)).as_posix()

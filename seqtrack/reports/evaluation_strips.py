@@ -1,0 +1,105 @@
+"""The worst sequences of a tracker: a few frames of each, with the true box and the one that was found."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+
+from seqtrack.boxes import iou, xywh_to_xyxy
+from seqtrack.data.decoding import FrameDecoder, Image
+from seqtrack.data.drawing import TRUTH, Drawn, draw
+from seqtrack.data.storage import READS_AT_ONCE, Root, Span, SpanReader, read_bytes
+from seqtrack.evaluation.curves import Floats, Measure
+from seqtrack.evaluation.results import Track
+from seqtrack.evaluation.sequences import BenchmarkSequence
+from seqtrack.failures import explain
+
+FRAMES = 5
+"""Of a strip, at equal distances from the first to the last."""
+SIZE = (280, 210)
+"""Largest width and height of a picture in pixels: ten strips take half a megabyte."""
+QUALITY = 70
+"""Of the JPEGs."""
+
+
+class Shown(NamedTuple):
+    """A frame of a strip."""
+
+    picture: str
+    """A data URI."""
+    text: str
+
+
+def worst_rows(measure: Measure, count: int) -> list[int]:
+    """The rows of at most `count` sequences with the lowest numbers, the lowest first."""
+    rows = np.argsort(measure.values, kind="stable")  # NaN comes last
+    return rows[np.isfinite(measure.values[rows])][:count].tolist()
+
+
+def read_strips(
+    root: Root, shown: Sequence[tuple[BenchmarkSequence, Track]], colour: tuple[int, int, int]
+) -> list[list[Shown] | str]:
+    """A strip for each sequence, or why there is none. A store that does not answer is not asked for the others."""
+    strips: list[list[Shown] | str] = []
+    gone = ""
+    for sequence, track in shown:
+        try:
+            strips.append(gone or _strip(root, sequence, track, colour))
+        except Exception as error:  # whatever is wrong with a picture, the page has the numbers
+            strips.append(explain(error))
+            if not root.local and not isinstance(error, FileNotFoundError):
+                gone = explain(error)
+    return strips
+
+
+def _strip(root: Root, sequence: BenchmarkSequence, track: Track, colour: tuple[int, int, int]) -> list[Shown] | str:
+    if sequence.frames is None:
+        return "only the annotations were read"
+    numbers = np.unique(np.linspace(0, len(sequence) - 1, FRAMES).round().astype(int)).tolist()
+    places = [sequence.frames[number] for number in numbers]
+    spans, decoder = SpanReader(root), FrameDecoder(by_region=False)
+
+    def read(place: str | Span) -> bytes:
+        return spans.read(place) if isinstance(place, Span) else read_bytes(root, place)
+
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        contents = list(pool.map(read, places))
+    strip = []
+    for number, place, content in zip(numbers, places, contents, strict=True):
+        name = place.path if isinstance(place, Span) else place
+        frame = decoder.open(f"{root.path}/{name}", content)
+        image = frame.pixels(0, 0, frame.width, frame.height)
+        truth = None if sequence.truth.absent[number] else sequence.truth.boxes_xywh[number]
+        strip.append(_shown(image, number, truth, track.boxes_xywh[number], colour))
+    return strip
+
+
+def _shown(image: Image, number: int, truth: Floats | None, found: Floats, colour: tuple[int, int, int]) -> Shown:
+    """A small copy with the boxes (xywh, of the large picture)."""
+    height, width = image.shape[:2]
+    scale = min(SIZE[0] / width, SIZE[1] / height, 1)
+    small = cv2.resize(
+        image, (max(round(width * scale), 1), max(round(height * scale), 1)), interpolation=cv2.INTER_AREA
+    )
+    text = f"frame {number + 1:,}: "
+    drawn = []
+    if truth is None or not (np.isfinite(truth).all() and (truth[2:] > 0).all()):
+        text += "no target"
+    else:
+        drawn.append(Drawn(truth * scale, "", TRUTH))
+        text += f"IoU {_overlap(truth, found):.2f}" if number else "given"
+    drawn.append(Drawn(found * scale, "", colour))
+    picture = draw(np.asarray(small, np.uint8), drawn)
+    _, encoded = cv2.imencode(".jpg", picture[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, QUALITY))
+    return Shown(f"data:image/jpeg;base64,{base64.b64encode(encoded.tobytes()).decode()}", text)
+
+
+def _overlap(box1_xywh: Floats, box2_xywh: Floats) -> float:
+    corners = xywh_to_xyxy(torch.from_numpy(np.stack((box1_xywh, box2_xywh)).astype(np.float64)))
+    return float(iou(corners[0], corners[1]))
