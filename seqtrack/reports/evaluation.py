@@ -39,8 +39,8 @@ WORST = 10
 DRAWN = len(COLOURS)
 """Trackers that a figure shows at most, the best ones. Tables of a benchmark's numbers have all of them."""
 INTEGERS = (
-    "The result files of {} have whole pixels only. That can cost up to two points of AUC where targets are small, so a "
-    "small difference from trackers with exact boxes says nothing."
+    "The result files of {} have whole pixels only. That can cost up to two points of AUC where targets are small, so "
+    "a small difference from trackers with exact boxes says nothing."
 )
 
 
@@ -201,10 +201,10 @@ def _add_strips(
     lacking: dict[str, list[str]] = {}
     for row, strip in zip(rows, found, strict=True):
         sequence = chosen.sequences[row]
-        others = [
-            f"{one.tracker} {one.scores.measures[name].values[row]:.1f}" for one in group[:DRAWN] if one is not chosen
-        ]
-        said = [f"{MEASURES[name]} {measure.values[row]:.1f}", *others, f"{len(sequence):,} frames"]
+        said = [f"{MEASURES[name]} {measure.values[row]:.1f}", f"{len(sequence):,} frames"]
+        others = [one.scores.measures[name].values[row] for one in group if one is not chosen]
+        if others:
+            said.insert(1, f"others {min(others):.1f}" + (f" to {max(others):.1f}" if len(others) > 1 else ""))
         if sequence.attributes:
             said.append(" ".join(sequence.attributes))
         if isinstance(strip, str):

@@ -1,4 +1,4 @@
-"""The tables of an evaluation's page. Each number has its interval in its cell, and its protocol's name in the header."""
+"""The tables of an evaluation's page: each number with its interval, under the name of its protocol."""
 
 from __future__ import annotations
 
