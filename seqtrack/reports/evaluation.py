@@ -38,6 +38,7 @@ WORST = 10
 """Sequences that are shown as strips."""
 DRAWN = len(COLOURS)
 """Trackers that a figure shows at most, the best ones. Tables of a benchmark's numbers have all of them."""
+PERCENT = f"{100 * LEVEL:g} %"
 INTEGERS = (
     "The result files of {} have whole pixels only. That can cost up to two points of AUC where targets are small, so "
     "a small difference from trackers with exact boxes says nothing."
@@ -113,7 +114,7 @@ def write_evaluation_report(
     page = {
         "title": title,
         "summary": _summary(trackers, sections),
-        "intervals": f"{LEVEL:.0%}",
+        "intervals": PERCENT,
         "resamples": f"{RESAMPLES:,}",
         "notes": [INTEGERS.format(", ".join(whole))] if whole else [],
         "sections": sections,
@@ -147,7 +148,7 @@ def _section(group: Sequence[Evaluation], number: int) -> Section:
         name=re.sub(r"\W+", "_", f"{number + 1}_{benchmark.name}_{protocol.name}"),
         title=benchmark.title,
         covered=f"{first.coverage}, {int(first.scores.frames.sum()):,} frames",
-        meaning=f"Protocol {protocol.name}: {protocol.meaning}.",
+        meaning=f"Protocol {protocol.name} – {protocol.meaning}.",
         numbers=number_table(group),
         notes=list(dict.fromkeys(note for one in group for note in one.notes)),
         missing={why: list(names) for why, names in missing.items()},
@@ -167,12 +168,12 @@ def _figures(
         figures[f"{section.name}_attributes"] = attribute_figure(drawn, attributes, looks)
         section.figures[f"{section.name}_attributes"] = (
             f"{measure} over the sequences that have an attribute{part}; below each name: how many these are. Lines: "
-            f"{LEVEL:.0%} intervals."
+            f"{PERCENT} intervals."
         )
     if (epochs := epoch_figure(group, facts)) is not None:
         figures[f"{section.name}_epochs"] = epochs
         section.figures[f"{section.name}_epochs"] = (
-            f"{measure} of the checkpoints after each epoch; {LEVEL:.0%} intervals."
+            f"{measure} of the checkpoints after each epoch; {PERCENT} intervals."
         )
     for kind, groups in (("attribute", attributes), ("class", group[0].classes)):
         if groups:
@@ -212,7 +213,8 @@ def _add_strips(
         frames = [] if isinstance(strip, str) else strip
         section.strips.append(Strip(sequence.name, " · ".join(said), links.get(sequence.name, ""), frames))
     for why, names in lacking.items():
-        section.no_pictures.append(f"{len(names)} of {len(rows)} are without pictures, {first_of(names)}: {why}")
+        which = "" if len(names) == len(rows) else f" of {len(names)} sequences, {first_of(names)}"
+        section.no_pictures.append(f"No pictures{which}: {why}.")
 
 
 def _summary(trackers: Sequence[str], sections: Sequence[Section]) -> str:

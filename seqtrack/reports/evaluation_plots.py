@@ -18,7 +18,7 @@ from seqtrack.evaluation.summary import Evaluation, interval
 from seqtrack.reports.evaluation_tables import TrackerFacts, main_measure
 from seqtrack.reports.plots import style_axes
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C2D04")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6E6E6E", "#8C2D04")
 LINES = ("solid", "dashed", "dotted", "dashdot")
 LONGEST_NAME = 28
 """Characters of a tracker's name in a legend."""

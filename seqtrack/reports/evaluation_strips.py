@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from seqtrack.evaluation.curves import Floats, Measure
 from seqtrack.evaluation.results import Track
 from seqtrack.evaluation.sequences import BenchmarkSequence
 from seqtrack.failures import explain
+from seqtrack.reports.pages import data_uri
 
 FRAMES = 5
 """Of a strip, at equal distances from the first to the last."""
@@ -26,6 +26,8 @@ SIZE = (280, 210)
 """Largest width and height of a picture in pixels: ten strips take half a megabyte."""
 QUALITY = 70
 """Of the JPEGs."""
+AROUND, LEAST = 2.0, 0.4
+"""A picture shows this many times the part of the frame that the boxes take, and at least so much of its sides."""
 
 
 class Shown(NamedTuple):
@@ -81,23 +83,33 @@ def _strip(root: Root, sequence: BenchmarkSequence, track: Track, colour: tuple[
 
 
 def _shown(image: Image, number: int, truth: Floats | None, found: Floats, colour: tuple[int, int, int]) -> Shown:
-    """A small copy with the boxes (xywh, of the large picture)."""
-    height, width = image.shape[:2]
-    scale = min(SIZE[0] / width, SIZE[1] / height, 1)
-    small = cv2.resize(
-        image, (max(round(width * scale), 1), max(round(height * scale), 1)), interpolation=cv2.INTER_AREA
-    )
+    """The part of a frame that has both boxes (xywh), in small."""
     text = f"frame {number + 1:,}: "
-    drawn = []
+    boxes = [(found, colour)]
     if truth is None or not (np.isfinite(truth).all() and (truth[2:] > 0).all()):
         text += "no target"
     else:
-        drawn.append(Drawn(truth * scale, "", TRUTH))
+        boxes.insert(0, (truth, TRUTH))
         text += f"IoU {_overlap(truth, found):.2f}" if number else "given"
-    drawn.append(Drawn(found * scale, "", colour))
+    left, top, width, height = _part(image.shape[1], image.shape[0], [box for box, _ in boxes])
+    scale = min(SIZE[0] / width, SIZE[1] / height)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    small = cv2.resize(image[top : top + height, left : left + width], size, interpolation=cv2.INTER_AREA)
+    drawn = [Drawn((box - (left, top, 0, 0)) * scale, "", shade) for box, shade in boxes]
     picture = draw(np.asarray(small, np.uint8), drawn)
     _, encoded = cv2.imencode(".jpg", picture[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, QUALITY))
-    return Shown(f"data:image/jpeg;base64,{base64.b64encode(encoded.tobytes()).decode()}", text)
+    return Shown(data_uri("image/jpeg", encoded.tobytes()), text)
+
+
+def _part(width: int, height: int, boxes_xywh: Sequence[Floats]) -> tuple[int, int, int, int]:
+    """The part of a frame to show, of the frame's shape: left, top, width, height."""
+    corners = np.stack([(*box[:2], *(box[:2] + box[2:])) for box in boxes_xywh])
+    corners = np.clip(corners, 0, (width, height) * 2)
+    low, high = corners[:, :2].min(0), corners[:, 2:].max(0)
+    share = float(np.clip(AROUND * ((high - low) / (width, height)).max(), LEAST, 1))
+    sides = np.maximum(np.round(share * np.array((width, height))), 1).astype(int)
+    start = np.clip((low + high - sides) / 2, 0, (width, height) - sides).astype(int)
+    return int(start[0]), int(start[1]), int(sides[0]), int(sides[1])
 
 
 def _overlap(box1_xywh: Floats, box2_xywh: Floats) -> float:

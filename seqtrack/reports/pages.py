@@ -36,8 +36,13 @@ def save_figure(figure: Figure, path: Path) -> str:
     """Writes PNG and SVG. Returns a data URI for the page: the SVG, or a PNG if the figure has photographs."""
     figure.savefig(path.with_suffix(".png"), dpi=200)
     figure.savefig(path.with_suffix(".svg"))
-    buffer: Any = io.BytesIO()
-    kind = "png" if any(axes.images for axes in figure.axes) else "svg"
-    figure.savefig(buffer, format=kind, dpi=130)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f"data:image/{'svg+xml' if kind == 'svg' else 'png'};base64,{encoded}"
+    if any(axes.images for axes in figure.axes):
+        buffer: Any = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=130)
+        return data_uri("image/png", buffer.getvalue())
+    return data_uri("image/svg+xml", path.with_suffix(".svg").read_bytes())
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """An address that is itself the content. `kind`: its MIME type."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
