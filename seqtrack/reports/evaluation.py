@@ -113,7 +113,7 @@ def write_evaluation_report(
     whole = [name for name in trackers if any(one.tracker == name and one.integers for one in evaluations)]
     page = {
         "title": title,
-        "summary": _summary(trackers, sections),
+        "summary": _summary(trackers, evaluations),
         "intervals": PERCENT,
         "resamples": f"{RESAMPLES:,}",
         "notes": [INTEGERS.format(", ".join(whole))] if whole else [],
@@ -146,9 +146,9 @@ def _section(group: Sequence[Evaluation], number: int) -> Section:
             missing.setdefault(why, {})[name] = None
     return Section(
         name=re.sub(r"\W+", "_", f"{number + 1}_{benchmark.name}_{protocol.name}"),
-        title=benchmark.title,
+        title=f"{benchmark.title}, protocol {protocol.name}",
         covered=f"{first.coverage}, {int(first.scores.frames.sum()):,} frames",
-        meaning=f"Protocol {protocol.name} – {protocol.meaning}.",
+        meaning=f"{protocol.meaning[0].upper()}{protocol.meaning[1:]}.",
         numbers=number_table(group),
         notes=list(dict.fromkeys(note for one in group for note in one.notes)),
         missing={why: list(names) for why, names in missing.items()},
@@ -217,8 +217,8 @@ def _add_strips(
         section.no_pictures.append(f"No pictures{which}: {why}.")
 
 
-def _summary(trackers: Sequence[str], sections: Sequence[Section]) -> str:
-    titles = list(dict.fromkeys(section.title for section in sections))
+def _summary(trackers: Sequence[str], evaluations: Sequence[Evaluation]) -> str:
+    titles = dict.fromkeys(one.data.benchmark.title for one in evaluations)
     return f"{len(trackers)} tracker{'s' if len(trackers) != 1 else ''} on {', '.join(titles)}."
 
 

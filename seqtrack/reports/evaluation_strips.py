@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -68,7 +70,12 @@ def _strip(root: Root, sequence: BenchmarkSequence, track: Track, colour: tuple[
     spans, decoder = SpanReader(root), FrameDecoder(by_region=False)
 
     def read(place: str | Span) -> bytes:
-        return spans.read(place) if isinstance(place, Span) else read_bytes(root, place)
+        if isinstance(place, Span):
+            return spans.read(place)
+        try:
+            return read_bytes(root, place)
+        except FileNotFoundError:  # pyarrow's does not say the name
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{root.path}/{place}") from None
 
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         contents = list(pool.map(read, places))

@@ -14,6 +14,23 @@ from seqtrack.evaluation.summary import Evaluation, interval
 from seqtrack.reports.pages import Table
 
 UNKNOWN = "unknown"
+ATTRIBUTES = {
+    "ARC": "aspect ratio change",
+    "BC": "background clutter",
+    "CM": "camera motion",
+    "DEF": "deformation",
+    "FM": "fast motion",
+    "FOC": "full occlusion",
+    "IV": "illumination variation",
+    "LR": "low resolution",
+    "MB": "motion blur",
+    "OV": "out of view",
+    "POC": "partial occlusion",
+    "ROT": "rotation",
+    "SV": "scale variation",
+    "VC": "viewpoint change",
+}
+"""What LaSOT's names of attributes mean."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,6 @@ class Row(NamedTuple):
     name: str
     sequences: int
     cells: Sequence[Cell]
-    link: str = ""
 
 
 class NumberTable(NamedTuple):
@@ -98,7 +114,8 @@ def number_table(group: Sequence[Evaluation]) -> NumberTable:
 def group_table(group: Sequence[Evaluation], kind: str, groups: Mapping[str, Sequence[int]]) -> NumberTable:
     """A row for each class or attribute (name -> rows of its sequences), a column for each tracker."""
     measures = [one.scores.measures[main_measure(one)] for one in group]
-    rows = [Row(name, len(rows), _cells(measures, rows)) for name, rows in groups.items()]
+    names = {name: f"{name} {ATTRIBUTES[name]}" for name in ATTRIBUTES} if kind == "attribute" else {}
+    rows = [Row(names.get(name, name), len(rows), _cells(measures, rows)) for name, rows in groups.items()]
     return NumberTable(kind, [one.tracker for one in group], rows)
 
 
