@@ -15,7 +15,7 @@ import torch
 from seqtrack.boxes import iou, xywh_to_xyxy
 from seqtrack.data.decoding import FrameDecoder, Image
 from seqtrack.data.drawing import TRUTH, Drawn, draw
-from seqtrack.data.storage import READS_AT_ONCE, Root, Span, SpanReader, read_bytes
+from seqtrack.data.storage import READS_AT_ONCE, Root, Span, SpanReader, StoreError, read_bytes
 from seqtrack.evaluation.curves import Floats, Measure
 from seqtrack.evaluation.results import Track
 from seqtrack.evaluation.sequences import BenchmarkSequence
@@ -57,7 +57,8 @@ def read_strips(
             strips.append(gone or _strip(root, sequence, track, colour))
         except Exception as error:  # whatever is wrong with a picture, the page has the numbers
             strips.append(explain(error))
-            if not root.local and not isinstance(error, FileNotFoundError):
+            failing = isinstance(error, (OSError, StoreError)) and not isinstance(error, FileNotFoundError)
+            if failing and not root.local:
                 gone = explain(error)
     return strips
 

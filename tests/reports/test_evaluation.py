@@ -201,7 +201,7 @@ def test_the_curves_of_every_protocol_are_drawn_for_all_trackers(tmp_path: Path,
     axes = curve_figure(group, looks_of(["a", "b"])).axes
     assert len(axes) == len(group[0].scores.curves)
     for panel in axes:
-        assert sorted(line.get_label().split()[1] for line in panel.lines) == ["a", "b"]  # type: ignore[union-attr]
+        assert sorted(str(line.get_label()).split()[1] for line in panel.lines) == ["a", "b"]
 
 
 def test_checkpoints_of_a_run_make_a_line_over_their_epochs(data: BenchmarkData, tmp_path: Path) -> None:
