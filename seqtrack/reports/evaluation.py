@@ -92,7 +92,8 @@ def write_evaluation_report(
 
     `facts`: what is known of how trackers ran, by their names; `videos`: name of a sequence -> address or path of a
     video of it; `worst_of`: the tracker whose worst sequences are shown; by default, and where it was not scored, it is
-    each benchmark's best. Frames that cannot be read are no error: the page says so. Raises OSError if the folder cannot be written to.
+    each benchmark's best. Frames that cannot be read are no error: the page says so. Raises OSError if the folder
+    cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = facts or {}
