@@ -15,7 +15,6 @@ from seqtrack.evaluation.protocols import MEASURES, protocol_named
 from seqtrack.evaluation.summary import LEVEL, RESAMPLES, Evaluation
 from seqtrack.reports.evaluation_plots import (
     COLOURS,
-    LINES,
     Look,
     attribute_figure,
     curve_figure,
@@ -121,7 +120,6 @@ def write_evaluation_report(
         "sections": sections,
         "speed": speed_table(evaluations, known),
         "looks": looks if len(looks) > 1 else {},
-        "solid": LINES[0],
         "images": {name: save_figure(figure, folder / name) for name, figure in figures.items()},
     }
     write_pages(folder, {"index.html": "evaluation.html.jinja", "report.md": "evaluation.md.jinja"}, page)
