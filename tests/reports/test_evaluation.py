@@ -242,7 +242,7 @@ def test_odd_names_of_trackers_are_shown_as_they_are(data: BenchmarkData, tmp_pa
     page, text = written(tmp_path, group)
     raw = (tmp_path / "page/index.html").read_text("utf-8")
     assert "<script>" not in raw
-    assert all(name in page for name in ODD)
+    assert all(name in page.replace("<wbr>", "") for name in ODD)
     assert "| a\\|b |" in text
     bars = attribute_figure(group, group[0].attributes, looks_of(ODD))
     assert len(bars.legends[0].get_texts()) == len(ODD)
