@@ -1,7 +1,8 @@
 """Measure trained models on benchmarks, and compare trackers by their result files.
 
 Ray workers track several sequences at a time; a sequence that is finished is kept, and the same command goes on after
-an interruption. Prints a table and writes results.parquet and summary.json. With --results alone, Ray does not start.
+an interruption. Prints a table and writes a page, results.parquet and summary.json. With --results alone, Ray does not
+start.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from seqtrack.evaluation.benchmarks import Benchmark, BenchmarkData
     from seqtrack.experiments.evaluate import Tracking
     from seqtrack.experiments.evaluators import Evaluators
+    from seqtrack.reports.evaluation_tables import TrackerFacts
     from seqtrack.runs.checkpoint import StoredCheckpoint
 
 SYNTHETIC, HELD_OUT = "synthetic", 8
@@ -65,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
         score_all,
         track_benchmark,
         tracker_name,
+        write_page,
         write_submission,
     )
     from seqtrack.experiments.evaluators import EvaluationError
@@ -76,11 +79,12 @@ def run(options: argparse.Namespace) -> int:
     opened: list[BenchmarkData] = []
     for name in dict.fromkeys(options.benchmark or places or [SYNTHETIC]):
         place = places.get(name) or drawn(first.config.DATA.SYNTHETIC if first else None)
-        data = open_benchmark(known(name), place, with_frames=bool(sources))
+        data = open_benchmark(known(name), place) if sources else annotated(known(name), place)
         for note in data.notes:
             print(note)
         opened.append(data.only(options.sequences) if options.sequences else data)
     found: dict[str, dict[str, str]] = {data.benchmark.name: others(options.results, data) for data in opened}
+    facts: dict[str, TrackerFacts] = {}
     origins: dict[str, tuple[Config, StoredCheckpoint, int]] = {}
     with workers(options) as start:
         for source in sources:
@@ -99,6 +103,7 @@ def run(options: argparse.Namespace) -> int:
                     print(f"Wrote {zipped}, for the server that scores {data.benchmark.title}")
                 else:
                     found[data.benchmark.name][tracker] = folder.location
+                    facts[tracker] = folder.facts(trained)
     evaluations = [
         one
         for data in opened
@@ -113,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
         print("\n".join(["", *table_lines(evaluations), ""]))
         for note in dict.fromkeys(note for one in evaluations for note in one.notes):
             print(note)
-        print(f"Wrote {options.out}/summary.json and results.parquet")
+        print(f"Wrote {write_page(evaluations, facts, options.out)}, summary.json and results.parquet")
     return 0
 
 
@@ -146,6 +151,19 @@ def known(name: str) -> Benchmark:
     from seqtrack.evaluation.benchmarks import BENCHMARKS, folder_of_sequences
 
     return BENCHMARKS.get(name) or folder_of_sequences(name)
+
+
+def annotated(benchmark: Benchmark, place: str) -> BenchmarkData:
+    """A benchmark whose frames are only for pictures: those of a copy without frames are left out. Raises DataError."""
+    from seqtrack.data.storage import DataError
+    from seqtrack.evaluation.benchmarks import open_benchmark
+
+    data = open_benchmark(benchmark, place, with_frames=False)
+    try:
+        whole = open_benchmark(benchmark, place)
+    except DataError:
+        return data
+    return whole if len(whole.sequences) == len(data.sequences) else data
 
 
 def drawn(settings: SyntheticConfig | None) -> str:

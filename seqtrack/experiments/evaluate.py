@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from pyarrow import fs
 from safetensors.torch import save
 
 from seqtrack.config import Config
@@ -22,7 +26,9 @@ from seqtrack.failures import explain
 from seqtrack.files import is_file, read_text, write_atomically
 from seqtrack.integrations.mirror_state import MirrorState
 from seqtrack.integrations.mlflow_store import log_evaluation
-from seqtrack.locations import absolute, filesystem_at, parent
+from seqtrack.locations import absolute, child, filesystem_at, parent
+from seqtrack.reports.evaluation import write_evaluation_report
+from seqtrack.reports.evaluation_tables import TrackerFacts
 from seqtrack.runs.checkpoint import NAME, StoredCheckpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder
 from seqtrack.tracker.load import TrainedModel
@@ -98,20 +104,47 @@ class Folder:
             "device": plan.device,
             "together": plan.together,
         }
-        text = read_text(self.filesystem, f"{self.path}/{IDENTITY_FILE}")
-        if text is None:
+        theirs = self._read_identity()
+        if theirs is None:
             self.filesystem.create_dir(self.path, recursive=True)
-            write_atomically(self.filesystem, f"{self.path}/{IDENTITY_FILE}", json.dumps(ours, indent=1))
+            self._write_identity(ours)
             return
-        try:
-            theirs = dict(json.loads(text))
-        except ValueError as error:
-            raise InputError(f"{self.location}/{IDENTITY_FILE}: is cut off or damaged ({error})") from error
         for name in ("format", "weights_sha256", "benchmark", "settings", "precision", "device", "together"):
             if theirs.get(name) != ours[name]:
                 what = _difference(theirs.get(name), ours[name])
                 raise InputError(f"{self.location}: has results of another {name.replace('_', ' ')}: {what}; --out "
                                  "names another folder")  # fmt: skip
+
+    def add_speed(self, frames: int, seconds: float) -> None:
+        """Counts what was tracked, and how long that took all workers together."""
+        known = self._read_identity() or {}
+        before = known.get("tracked", {"frames": 0, "seconds": 0.0})
+        self._write_identity(
+            known | {"tracked": {"frames": before["frames"] + frames, "seconds": before["seconds"] + seconds}}
+        )
+
+    def facts(self, trained: TrainedModel) -> TrackerFacts:
+        """What result files do not say."""
+        known = self._read_identity() or {}
+        tracked = known.get("tracked")
+        return TrackerFacts(
+            epoch=trained.step // trained.config.steps_per_epoch if trained.step else None,
+            run=trained.checkpoint.run.name if trained.checkpoint else "",
+            device=known.get("device"),
+            precision=known.get("precision"),
+            batch=known.get("together"),
+            throughput=tracked["frames"] / tracked["seconds"] if tracked and tracked["seconds"] > 0 else None,
+        )
+
+    def _read_identity(self) -> dict[str, Any] | None:
+        text = read_text(self.filesystem, f"{self.path}/{IDENTITY_FILE}")
+        try:
+            return None if text is None else dict(json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{self.location}/{IDENTITY_FILE}: is cut off or damaged ({error})") from error
+
+    def _write_identity(self, content: dict[str, Any]) -> None:
+        write_atomically(self.filesystem, f"{self.path}/{IDENTITY_FILE}", json.dumps(content, indent=1))
 
     def done(self) -> frozenset[str]:
         """Names of the sequences that were tracked to their end."""
@@ -144,10 +177,17 @@ def track_benchmark(
     left = [one for one in data.sequences if one.name not in done]
 
     def happenings() -> Iterator[Tracking]:
+        frames, began = 0, None
         for progress in workers().track(trained, settings, data.root, left):
             for name, track in progress.finished:
                 folder.write(name, track, integers)
             yield Tracking(progress.frames, dict(progress.finished))
+            if began is None:
+                began = time.perf_counter()  # the workers have started
+            else:
+                frames += progress.frames
+        if began is not None and frames > 0:
+            folder.add_speed(frames, time.perf_counter() - began)
 
     if left:
         watch(tracker, data, sum(map(len, left)), happenings())
@@ -171,6 +211,15 @@ def score_all(data: BenchmarkData, found: dict[str, str], protocol: str | None) 
     """Scores folders of results, by the trackers' names. Raises InputError."""
     results: dict[str, Results] = {tracker: read_results(place, data.sequences) for tracker, place in found.items()}
     return evaluate(data, results, protocol)
+
+
+def write_page(evaluations: Sequence[Evaluation], facts: Mapping[str, TrackerFacts], place: str) -> str:
+    """Writes `index.html` with its figures into a folder or to a URI, and returns where it is. Raises OSError."""
+    filesystem, path = filesystem_at(absolute(place))
+    with tempfile.TemporaryDirectory() as folder:
+        write_evaluation_report(Path(folder), evaluations, facts=facts)
+        fs.copy_files(folder, path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
+    return child(absolute(place), "index.html")
 
 
 def publish(config: Config, checkpoint: StoredCheckpoint, step: int, evaluation: Evaluation) -> None:
