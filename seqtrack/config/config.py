@@ -227,6 +227,11 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
+def not_a_setting(key: str, source: str) -> ConfigError:
+    """What to say of a section where a setting is needed."""
+    return ConfigError(f"{source}: {key} is a section, not a setting; name one of its settings, as {key}.…=VALUE")
+
+
 def _set_dotted(values: dict[str, Any], key: str, value: Any, source: str) -> None:
     *parents, last = key.split(".")
     node = values
@@ -235,10 +240,8 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any, source: str) -> No
         if not isinstance(child, dict):
             raise ConfigError(f"{source}: {shown_key(key)}: unknown setting{_nearest_setting(key)}")
         node = child
-    if any(doc.key.startswith(f"{key}.") for doc in setting_docs()) or (
-        isinstance(node.get(last), dict) and not isinstance(value, dict)
-    ):
-        raise ConfigError(f"{source}: {key} is a section, not a setting; name one of its settings, as {key}.…=VALUE")
+    if isinstance(node.get(last), dict) and not isinstance(value, dict):
+        raise not_a_setting(key, source)
     node[last] = value
 
 

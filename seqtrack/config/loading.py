@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seqtrack.config.config import Config, ConfigError, parse_config, shown
+from seqtrack.config.config import Config, ConfigError, not_a_setting, parse_config, setting_docs, shown
 from seqtrack.config.values import Within, kind_of, kind_within, read_text, read_values
 from seqtrack.errors import did_you_mean
 from seqtrack.failures import explain
@@ -111,4 +111,6 @@ def _parse_override(override: str) -> tuple[str, Any]:
         raise ConfigError(f"override {shown(override)} is not of the form KEY=VALUE")
     if override.encode(errors="replace").decode() != override:
         raise ConfigError(f"override {shown(override)}: is no text in UTF-8")
+    if any(doc.key.startswith(f"{key}.") for doc in setting_docs()):
+        raise not_a_setting(key, "command line")  # a value would reset what it does not name
     return key, read_text(text, f"override {shown(override)}", kind_of(key))

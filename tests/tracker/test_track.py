@@ -137,6 +137,9 @@ def test_a_start_beyond_the_cut_is_named(run: Path, tmp_path: Path, capsys: pyte
 def test_ctrl_c_finishes_the_files_with_what_was_tracked(
     run: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a sweep of an earlier test may have left its own
     calls = itertools.count(1)
     find = BatchTracker.track
 
@@ -147,6 +150,7 @@ def test_ctrl_c_finishes_the_files_with_what_was_tracked(
 
     monkeypatch.setattr(BatchTracker, "track", track_until_ctrl_c)
     assert track(run, video, tmp_path / "out", "--box", BOX) == 128 + signal.SIGINT
+    signal.signal(signal.SIGINT, before)
     assert [int(row["frame"]) for row in rows(tmp_path / "out")] == [0, 1, 2, 3, 4]
     with av.open(str(tmp_path / "out/clip.mp4")) as container:
         assert len(list(container.decode(video=0))) == 5
