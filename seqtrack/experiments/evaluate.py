@@ -26,12 +26,13 @@ from seqtrack.failures import explain
 from seqtrack.files import is_file, read_text, write_atomically
 from seqtrack.integrations.mirror_state import MirrorState
 from seqtrack.integrations.mlflow_store import log_evaluation
-from seqtrack.locations import absolute, child, filesystem_at, parent
+from seqtrack.locations import absolute, as_path, child, filesystem_at, is_uri, parent
+from seqtrack.model.file_kinds import MODEL_FILE, SUFFIXES
 from seqtrack.reports.evaluation import write_evaluation_report
 from seqtrack.reports.evaluation_tables import TrackerFacts
-from seqtrack.runs.checkpoint import NAME, StoredCheckpoint, whole_checkpoints
+from seqtrack.runs.checkpoint import NAME, StoredCheckpoint, find_checkpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder
-from seqtrack.tracker.load import TrainedModel
+from seqtrack.tracker.load import SCHEME, TrainedModel
 from seqtrack.tracker.settings import TrackerSettings
 
 logger = logging.getLogger(__name__)
@@ -56,10 +57,14 @@ Watch = Callable[[str, BenchmarkData, int, Iterator[Tracking]], None]
 
 
 def expand(sources: Sequence[str]) -> list[str]:
-    """`RUN/*` becomes all of the run's checkpoints, the oldest first. Raises InputError if there are none."""
+    """`RUN/*` becomes all of the run's checkpoints, the oldest first.
+
+    Raises InputError if there are none, and, before anything is tracked, for a source that cannot be a model.
+    """
     expanded: list[str] = []
     for source in sources:
         if not source.endswith("/*"):
+            check_source(source)
             expanded.append(source)
             continue
         run = RunFolder.at(absolute(source.removesuffix("/*")))
@@ -68,6 +73,20 @@ def expand(sources: Sequence[str]) -> list[str]:
             raise InputError(f"{source}: {run.location} holds no checkpoints")
         expanded += [f"{run.location}/{name}" for name in names]
     return list(dict.fromkeys(expanded))
+
+
+def check_source(source: str) -> None:
+    """Raises InputError for a place that holds no model, as far as that shows without reading it."""
+    if source.startswith(SCHEME):
+        return
+    place = Path(as_path(source)).expanduser()
+    if not is_uri(source) and (place.is_file() or place.suffix in SUFFIXES):
+        if not place.is_file():
+            raise InputError(f"{source}: no such file")
+        if place.suffix not in SUFFIXES:
+            raise InputError(f"{source}: is no file of weights; 'RUN/*', in quotes, means all checkpoints of a run")
+    elif is_uri(source) or not (place / MODEL_FILE).is_file():
+        find_checkpoint(source)
 
 
 def tracker_name(source: str) -> str:

@@ -163,6 +163,8 @@ FAULTS = {
     "--weights x --workers 0": "--workers 0: at least 1",
     "--weights nowhere/*": "nowhere holds no checkpoints",
     "--weights nowhere": "nowhere",
+    "--weights {run} nowhere.pth": "nowhere.pth: no such file",
+    "--weights {run}/config.yaml": "config.yaml: is no file of weights; 'RUN/*', in quotes, means all checkpoints",
     "--results nowhere --data mine={root}": "nowhere: no such folder",
     "--results {root} --data mine={root}": "no results of these 4 sequences",
     "--results a/x b/x --data mine={root}": "two trackers are called x; NAME=FOLDER renames one",
@@ -173,10 +175,15 @@ FAULTS = {
 
 @pytest.mark.parametrize("typed", FAULTS)
 def test_what_cannot_be_measured_is_said_in_a_line(
-    typed: str, lasot_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    typed: str,
+    run: Path,
+    lasot_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["evaluate", *typed.format(root=lasot_root).split()]) == 2
+    assert main(["evaluate", *typed.format(root=lasot_root, run=run).split()]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and FAULTS[typed] in said
     assert not list(tmp_path.iterdir())
@@ -184,7 +191,7 @@ def test_what_cannot_be_measured_is_said_in_a_line(
 
 def test_models_are_called_after_their_places(run: Path) -> None:
     places = [f"{run}/checkpoint_epoch_0001", f"{run}/checkpoint_epoch_0002"]
-    assert expand([f"{run}/*", places[0]]) == places
+    assert expand([f"{run}/*", places[0], "hf://me/model"]) == [*places, "hf://me/model"]
     names = {
         "runs/demo/checkpoint_epoch_0010": "demo-0010",
         "s3://bucket/runs/demo/checkpoint_epoch_0003_step_0120": "demo-0003-0120",
