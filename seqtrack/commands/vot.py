@@ -30,23 +30,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_packages()
+    from seqtrack.tracker.load import load_trained
+    from seqtrack.tracker.settings import TrackerSettings
+    from seqtrack.tracker.tracker import BatchTracker
+    from seqtrack.tracker.vot import SessionError, serve
+
+    device = pick_device(options.device)
+    trained = load_trained(options.weights, options.config)
+    settings = TrackerSettings.from_config(trained.config, options.challenge)
+    print(f"{trained.source} on {device}", file=sys.stderr)
     if "TRAX_SOCKET" not in os.environ and sys.stdin is not None and sys.stdin.isatty():
         raise InputError("nobody speaks TraX here: the VOT toolkit starts this program (docs/tracking.md)")
-    from seqtrack.tracker.vot import SessionError, serve, streams_of_the_protocol
-
-    with streams_of_the_protocol():
-        from seqtrack.tracker.load import load_trained
-        from seqtrack.tracker.settings import TrackerSettings
-        from seqtrack.tracker.tracker import BatchTracker
-
-        device = pick_device(options.device)
-        trained = load_trained(options.weights, options.config)
-        settings = TrackerSettings.from_config(trained.config, options.challenge)
-        print(f"{trained.source} on {device}", file=sys.stderr)
-        try:
-            serve(lambda slots: BatchTracker(trained.model, settings, slots, device, options.precision))
-        except SessionError as error:
-            raise ProgramError(f"the client is gone, or what it sent cannot be read ({error})") from error
+    try:
+        serve(lambda slots: BatchTracker(trained.model, settings, slots, device, options.precision))
+    except SessionError as error:
+        raise ProgramError(f"the client is gone, or what it sent cannot be read ({error})") from error
     return 0
 
 

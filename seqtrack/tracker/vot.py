@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from trax import Image, ImageChannel, Polygon, Rectangle, Region, Server, TraxException, TraxStatus
+from trax import Image, ImageChannel, Rectangle, Region, Server, TraxException, TraxStatus
 
 from seqtrack.data.decoding import ArrayFrame, BrokenFrame, Frame, FrameDecoder
 from seqtrack.failures import explain
@@ -32,22 +32,23 @@ def serve(make_tracker: Callable[[int], BatchTracker]) -> None:
     """
     os.write(1, b"\n")  # what was printed before may lack the end of its line
     try:
-        server = Server(
-            [Region.RECTANGLE], [Image.PATH, Image.MEMORY, Image.BUFFER], [ImageChannel.COLOR],
-            tracker_name="SeqTrack", tracker_family="SeqTrack", multiobject=True,
-        )  # fmt: skip
-        try:
-            _answer(server, make_tracker)
-        except Exception as error:
-            with suppress(TraxException):
-                server.quit(explain(error))
-            raise
+        with _own_streams():
+            server = Server(
+                [Region.RECTANGLE], [Image.PATH, Image.MEMORY, Image.BUFFER], [ImageChannel.COLOR],
+                tracker_name="SeqTrack", tracker_family="SeqTrack", multiobject=True,
+            )  # fmt: skip
+            try:
+                _answer(server, make_tracker)
+            except Exception as error:
+                with suppress(TraxException):
+                    server.quit(explain(error))
+                raise
     except TraxException as error:
         raise SessionError(str(error)) from error
 
 
 @contextmanager
-def streams_of_the_protocol() -> Iterator[None]:
+def _own_streams() -> Iterator[None]:
     """Leaves stdin and stdout to the protocol alone: what this process prints goes to stderr, also from native code."""
     kept = os.dup(0), os.dup(1)
     os.environ |= {"TRAX_IN": str(kept[0]), "TRAX_OUT": str(kept[1])}
@@ -108,7 +109,7 @@ def frame_of(image: Image, decoder: FrameDecoder) -> Frame:
 def box_of(region: Region) -> BoxLike:
     """The smallest upright box around a region, xywh in pixels. Raises TrackerInputError.
 
-    Clients are asked for rectangles, and vot-trax's client makes them of polygons and masks; others send what they have.
+    Clients are asked for rectangles. vot-trax's client makes them of polygons and masks; others may send a polygon.
     """
     if region.type == Region.RECTANGLE:
         return region.bounds()
