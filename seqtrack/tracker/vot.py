@@ -77,8 +77,8 @@ def _answer(server: Server, make_tracker: Callable[[int], BatchTracker]) -> None
         found: list[tuple[Rectangle, dict[str, float]]] = []
         try:
             for group in groups:
-                for box, confidence in group.track(dict.fromkeys(range(group.slots), frame)).values():
-                    found.append((Rectangle.create(*box), {"confidence": confidence}))
+                for tracked in group.track(dict.fromkeys(range(group.slots), frame)).values():
+                    found.append((Rectangle.create(*tracked.box_xywh), {"confidence": tracked.confidence}))
             if boxes:
                 groups.append(make_tracker(len(boxes)))
                 for slot, box in enumerate(boxes):

@@ -97,7 +97,9 @@ def expected(run: Path, frames: Sequence[Path | np.ndarray], box: Box) -> list[B
 
 
 def picture_of(frame: Path) -> np.ndarray:
-    return cv2.cvtColor(cv2.imread(str(frame)), cv2.COLOR_BGR2RGB)
+    picture = cv2.imread(str(frame), cv2.IMREAD_COLOR_RGB)
+    assert picture is not None
+    return picture
 
 
 @pytest.mark.parametrize("over_socket", [False, True], ids=["pipes", "socket"])
@@ -162,7 +164,7 @@ def test_pictures_may_come_as_bytes_or_pixels(how: str, client: Client, run: Pat
 
 
 def test_grey_pixels_of_sixteen_bits_are_read_as_files_of_them_are(tmp_path: Path) -> None:
-    pixels = np.arange(100, 65536, 5461, np.uint16).reshape(3, 4)
+    pixels = np.arange(100, 65536, 5461, dtype=np.uint16).reshape(3, 4)
     cv2.imwrite(str(tmp_path / "a.png"), pixels)
     frame = vot_frame(MemoryImage.create(pixels))
     assert np.array_equal(frame, vot_frame(FileImage.create(str(tmp_path / "a.png"))))
