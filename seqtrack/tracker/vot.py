@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from trax import Image, ImageChannel, Rectangle, Region, Server, TraxException, TraxStatus
 
-from seqtrack.data.decoding import ArrayFrame, BrokenFrame, Frame, FrameDecoder
+from seqtrack.data.decoding import BrokenFrame, Frame, FrameDecoder
 from seqtrack.failures import explain
 from seqtrack.tracker.tracker import BatchTracker, BoxLike, TrackerInputError
 
@@ -34,7 +34,7 @@ def serve(make_tracker: Callable[[int], BatchTracker]) -> None:
     try:
         with _own_streams():
             server = Server(
-                [Region.RECTANGLE], [Image.PATH, Image.MEMORY, Image.BUFFER], [ImageChannel.COLOR],
+                [Region.RECTANGLE], [Image.PATH, Image.BUFFER], [ImageChannel.COLOR],
                 tracker_name="SeqTrack", tracker_family="SeqTrack", multiobject=True,
             )  # fmt: skip
             try:
@@ -70,40 +70,33 @@ def _answer(server: Server, make_tracker: Callable[[int], BatchTracker]) -> None
     groups: list[BatchTracker] = []
     """The targets of the sequence; those of a group began in the same frame."""
     while (request := server.wait()).type != TraxStatus.QUIT:
-        frame = frame_of(request.image[ImageChannel.COLOR], decoder)
-        boxes = [box_of(region) for region, _ in request.objects or []]
         if request.type == TraxStatus.INITIALIZE:
             groups = []
         found: list[tuple[Rectangle, dict[str, float]]] = []
         try:
+            frame = frame_of(request.image[ImageChannel.COLOR], decoder)
             for group in groups:
                 for tracked in group.track(dict.fromkeys(range(group.slots), frame)).values():
                     found.append((Rectangle.create(*tracked.box_xywh), {"confidence": tracked.confidence}))
+            boxes = [box_of(region) for region, _ in request.objects or []]
             if boxes:
                 groups.append(make_tracker(len(boxes)))
-                for slot, box in enumerate(boxes):
-                    groups[-1].start(slot, frame, box)
-                    found.append((Rectangle.create(*box), {}))
-        except BrokenFrame as error:
-            raise TrackerInputError(str(error)) from error
+            for slot, box in enumerate(boxes):
+                groups[-1].start(slot, frame, box)
+                found.append((Rectangle.create(*box), {}))
+        except (OSError, BrokenFrame) as error:
+            raise TrackerInputError(explain(error)) from error
         server.status(found)
 
 
 def frame_of(image: Image, decoder: FrameDecoder) -> Frame:
-    """A picture as the client sends it: the path of a file, the bytes of one, or pixels. Raises TrackerInputError."""
-    if image.type() == Image.MEMORY:
-        pixels = image.array()  # (H, W, 3) RGB or (H, W, 1) grey
-        if pixels.dtype == np.uint16:
-            pixels = (pixels >> 8).astype(np.uint8)
-        return ArrayFrame(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
-    try:
-        if image.type() == Image.PATH:
-            return decoder.open(image.path(), Path(image.path()).read_bytes())
-        return decoder.open("a picture that the client sent", image.buffer())
-    except OSError as error:
-        raise TrackerInputError(f"{image.path()} cannot be read ({explain(error)})") from error
-    except BrokenFrame as error:
-        raise TrackerInputError(str(error)) from error
+    """A picture as the client sends it: the path of a file, or the bytes of one. Raises OSError and BrokenFrame.
+
+    Clients are not offered to send pixels: vot-trax 4.0.2, reading them, writes past the end of its memory.
+    """
+    if image.type() == Image.PATH:
+        return decoder.open(image.path(), Path(image.path()).read_bytes())
+    return decoder.open("a picture that the client sent", image.buffer())
 
 
 def box_of(region: Region) -> BoxLike:
