@@ -60,7 +60,8 @@ lock:
 	$(VENV)-lock/bin/python -m pip install --quiet torch==2.14.1 torchvision==0.29.2 '.[dev,fast]'
 	( sed -n '/^#/p' requirements.lock; \
 	  $(VENV)-lock/bin/python -m pip list --format=freeze --exclude pip --exclude seqtrack \
-	  | sed -E 's/^((nvidia|cuda|triton)[^=]*==.*)$$/\1 ; sys_platform == "linux"/' ) > requirements.lock.new
+	  | sed -E -e 's/^((nvidia|cuda|triton)[^=]*==.*)$$/\1 ; sys_platform == "linux"/' \
+	    -e 's/^vot-trax==.*$$/& ; sys_platform == "linux" and platform_machine == "x86_64"/' ) > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 	rm -rf $(VENV)-lock
 

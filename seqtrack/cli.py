@@ -27,6 +27,7 @@ from seqtrack.commands import (
     sweep,
     track,
     train,
+    vot,
 )
 from seqtrack.commands.program import TRACEBACK_VARIABLE, prepare_output, run_program
 from seqtrack.environment import command
@@ -40,6 +41,7 @@ PROGRAMS = {
         track,
         evaluate,
         export,
+        vot,
         fetch_lasot,
         pack_lasot,
         deliver,

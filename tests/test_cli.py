@@ -57,6 +57,8 @@ ANSWERS = {
     "export --help": (0, "--output FILE.onnx"),
     "export --weights runs/x --output a.pth": (2, "error: --output a.pth: the file's name ends in .onnx"),
     "export --weights runs/x --output nowhere/a.onnx": (2, "error: --output nowhere/a.onnx: there is no folder"),
+    "vot --help": (0, "--challenge {VOT20,VOT21,VOT22}"),
+    "vot --weights runs/x --challenge VOT19": (2, "invalid choice: 'VOT19' (choose from"),
     "pack-lasot --to packed": (2, "error: DATA.ROOT: name the tree to pack"),
 }
 """What is typed after `seqtrack` -> exit code, and a part of the answer."""

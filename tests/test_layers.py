@@ -36,6 +36,7 @@ WITH_RAY = (
 )
 WITH_MLFLOW_AND_HUB = ("integrations/", "commands/")
 WITH_ONNX = ("tracker/export", "commands/export")
+WITH_TRAX = ("tracker/vot", "commands/vot")
 LAZY = {("model/seqtrack", "model/weights")}
 """`SeqTrack.from_pretrained` imports, when it is called, what builds on its module."""
 
@@ -70,7 +71,7 @@ def imported_files(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_only_some_rooms_know_ray_mlflow_the_hub_and_onnx(name: str) -> None:
+def test_only_some_rooms_know_ray_mlflow_the_hub_onnx_and_trax(name: str) -> None:
     roots = {module.partition(".")[0] for module in imported_modules(name)}
     if not name.startswith(WITH_RAY):
         assert "ray" not in roots
@@ -78,6 +79,8 @@ def test_only_some_rooms_know_ray_mlflow_the_hub_and_onnx(name: str) -> None:
         assert not roots & {"mlflow", "huggingface_hub"}
     if name not in WITH_ONNX:
         assert not roots & {"onnx", "onnxruntime", "onnxscript"}
+    if name not in WITH_TRAX:
+        assert "trax" not in roots
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -42,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--show", action="store_true", help="a live window (space: pause, r: select the target anew, q: end)"
     )
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, mps (the first that is there)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic (fp32)")
+    add_device(parser)
     parser.add_argument("--batch", type=int, metavar="N", help="targets in one pass of the model")
 
 
@@ -158,6 +157,12 @@ def first_boxes(options: argparse.Namespace, source: Source, first: Shot) -> lis
     for box in boxes:
         check_box(box, ArrayFrame(first.image))
     return boxes
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds where and in which numbers a model computes: `--device` and `--precision`."""
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, mps (the first that is there)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic (fp32)")
 
 
 def pick_device(name: str | None) -> str:
