@@ -49,7 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def config(folder: Path, lasot_root: Path) -> str:
     settings = make_tiny_settings(lasot_root, folder / "runs")
-    settings["DATA"]["TRAIN"]["SAMPLE_PER_EPOCH"] = 158  # 40 steps, long enough to be killed among them
+    # Epochs that are long enough to be killed in, and for ASHA to stop a trial before its second one has ended.
+    settings["DATA"]["TRAIN"]["SAMPLE_PER_EPOCH"] = 318
     settings["TRAIN"]["CHECKPOINT_EVERY_STEPS"] = 10
     del settings["RUN"]["NAME"]
     return write_config(settings, folder)
