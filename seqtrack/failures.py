@@ -32,7 +32,7 @@ _CARRIERS = {
 }
 """Name of a type that only carries another error, which says more -> the attribute that has it."""
 _CARRYING = "failed with exception"
-"""In the text of MLflow's errors that only carry another one."""
+"""What the text of MLflow's errors has that only carry another one."""
 _SECRETS = r"(?<=://)(?:[^:/\s]*:\S*@|[^/\s]*@)|(?<=Bearer )[^'\"]+|(?<=Basic )[^'\"]+"
 """The user and password in a URI (not every library asks for them to be quoted), and what headers authenticate with."""
 

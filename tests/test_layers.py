@@ -35,8 +35,8 @@ WITH_RAY = (
     "commands/",
 )
 WITH_MLFLOW_AND_HUB = ("integrations/", "commands/")
-WITH_ONNX = ("tracker/export", "commands/export")
-WITH_TRAX = ("tracker/vot", "commands/vot")
+WITH_ONNX = ("tracker/export",)
+WITH_TRAX = ("tracker/vot",)
 LAZY = {("model/seqtrack", "model/weights")}
 """`SeqTrack.from_pretrained` imports, when it is called, what builds on its module."""
 

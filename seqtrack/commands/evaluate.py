@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     with workers(options) as start:
         for source in sources:
             trained = first if first is not None and source == sources[0] else load_trained(source, options.config)
-            tracker = tracker_name(trained.source)
+            tracker = tracker_name(source)
             if trained.checkpoint is not None:
                 origins[tracker] = trained.config, trained.checkpoint, trained.step
             for data in opened:

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from seqtrack.commands.convert_weights import on_this_machine
-from seqtrack.commands.program import ProgramError, add_weights
+from seqtrack.commands.program import ProgramError, add_weights, check_extra
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     target = file_to_write(options.output)
-    check_packages()
+    check_extra("export", "onnx", "onnxruntime", "onnxscript")
     from seqtrack.tracker.export import CHECKED, ExportError, export
     from seqtrack.tracker.load import load_trained
     from seqtrack.tracker.settings import TrackerSettings
@@ -53,13 +53,3 @@ def file_to_write(output: str) -> Path:
     except OSError as error:  # such as a name that is too long
         raise InputError(f"--output {output}: cannot be written ({explain(error)})") from error
     return target
-
-
-def check_packages() -> None:
-    """Raises InputError unless what turns models into ONNX is installed."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except Exception as error:  # one that is there may be broken, or not fit the others
-        raise InputError(f"{explain(error)}: pip install 'seqtrack[export]'") from error

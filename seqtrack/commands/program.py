@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import os
 import select
@@ -124,6 +125,15 @@ def _keep_traceback() -> str:
             return file.name
     except OSError:
         return f"{TRACEBACK_VARIABLE}=1 shows its traceback"
+
+
+def check_extra(extra: str, *packages: str) -> None:
+    """Raises InputError unless the packages that `seqtrack[extra]` installs can be imported."""
+    try:
+        for package in packages:
+            importlib.import_module(package)
+    except Exception as error:  # one that is there may be broken, or not fit the others
+        raise InputError(f"{explain(error)}: pip install 'seqtrack[{extra}]'") from error
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:

@@ -117,7 +117,7 @@ def overrides(options: argparse.Namespace) -> list[str]:
 
 
 def named(config: Config, beginning: str) -> Config:
-    """With a RUN.NAME: the given one, else `beginning` and the time."""
+    """The settings with a RUN.NAME: the given one, else `beginning` and the time."""
     if config.RUN.NAME is not None:
         return config
     return config.with_settings({"RUN.NAME": f"{beginning}-{datetime.datetime.now():%Y%m%d-%H%M%S}"})

@@ -10,10 +10,9 @@ import argparse
 import os
 import sys
 
-from seqtrack.commands.program import ProgramError, add_weights
+from seqtrack.commands.program import ProgramError, add_weights, check_extra
 from seqtrack.commands.track import add_device, pick_device
 from seqtrack.errors import InputError
-from seqtrack.failures import explain
 
 CHALLENGES = ("VOT20", "VOT21", "VOT22")
 """Keys in TEST.UPDATE_INTERVALS and TEST.UPDATE_THRESHOLD."""
@@ -29,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    check_packages()
+    check_extra("vot", "trax")
     from seqtrack.tracker.load import load_trained
     from seqtrack.tracker.settings import TrackerSettings
     from seqtrack.tracker.tracker import BatchTracker
@@ -46,11 +45,3 @@ def run(options: argparse.Namespace) -> int:
     except SessionError as error:
         raise ProgramError(f"the client is gone, or what it sent cannot be read ({error})") from error
     return 0
-
-
-def check_packages() -> None:
-    """Raises InputError unless what speaks TraX is installed."""
-    try:
-        import trax  # noqa: F401
-    except Exception as error:  # one that is there may be broken
-        raise InputError(f"{explain(error)}: pip install 'seqtrack[vot]'") from error

@@ -21,7 +21,7 @@ class Drawn(NamedTuple):
     """A box and what is written above it."""
 
     box_xywh: Sequence[float] | NDArray[np.floating]
-    """In pixels. It is not drawn if it is not finite."""
+    """The box in pixels. It is not drawn if it is not finite."""
     text: str
     colour: tuple[int, int, int]
 

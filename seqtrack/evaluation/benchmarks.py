@@ -36,7 +36,7 @@ class Benchmark:
 
     name: str
     title: str
-    """As people write it."""
+    """The benchmark's name as people write it."""
     layout: Layout
     protocol: str = "pytracking"
     """The protocol in which papers print its numbers."""

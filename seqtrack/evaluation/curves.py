@@ -64,7 +64,7 @@ class Measure:
     """(S,)"""
 
     def mean(self, rows: Rows = None) -> float:
-        """In percent, over the sequences of `rows`. NaN if they have no frame that counts."""
+        """The mean in percent over the sequences of `rows`. NaN if they have no frame that counts."""
         return float(_mean(self.values, self.weights, rows))
 
 

@@ -40,7 +40,7 @@ class Layout(Protocol):
 
     @property
     def expected(self) -> str:
-        """For people: what is looked for below the root."""
+        """What is looked for below the root, in words for people."""
 
     def names(self, root: Root) -> list[str]:
         """The sequences that seem to be there. Raises DataError."""

@@ -66,7 +66,7 @@ class Scores:
     frames: NDArray[np.int64]
     """(S,) length of each sequence."""
     measures: dict[str, Measure]
-    """By name, a key of MEASURES: those that the protocol defines."""
+    """The measures that the protocol defines, by name, which is a key of MEASURES."""
     curves: dict[str, Curve]
     """`success`, `precision` and `normalized_precision` as far as the protocol has them. `pooled_success`: GOT-10k's
     success curve over all frames, whose mean is close to AO."""
@@ -92,11 +92,11 @@ class Protocol:
 
     name: str
     meaning: str
-    """One line for people."""
+    """What the protocol is, in one line for people."""
     measures: tuple[str, ...]
     """What it defines: keys of MEASURES, the one that papers print first."""
     score: Callable[[_Frames, str], Verdict]
-    """Of frames, and the benchmark's name."""
+    """The function that scores the frames of a benchmark, which is given by its name."""
 
 
 def score(protocol: str, benchmark: str, truths: Sequence[Truth], predictions: Sequence[Floats]) -> Scores:

@@ -42,7 +42,7 @@ class Results:
 
     place: str
     tracks: dict[str, Track]
-    """By the name of the sequence, in the benchmark's order."""
+    """Tracks by the name of the sequence, in the benchmark's order."""
     missing: tuple[str, ...]
     """Sequences without a file."""
     notes: tuple[str, ...]

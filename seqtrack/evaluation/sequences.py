@@ -33,10 +33,10 @@ class FrameFiles:
     """Frames that are files in one folder."""
 
     folder: str
-    """Below the root."""
+    """Path of the folder below the root."""
     count: int
     names: tuple[str, ...] | None
-    """None: they have LaSOT's names."""
+    """Names of the files; None where they are LaSOT's."""
 
     def __len__(self) -> int:
         return self.count
@@ -65,10 +65,10 @@ class BenchmarkSequence:
     """A sequence of a benchmark."""
 
     name: str
-    """As result files are called."""
+    """The name that result files have."""
     truth: Truth
     frames: Frames | None = None
-    """None if they were not asked for."""
+    """The places of the frames; None if they were not asked for."""
     withheld: bool = False
     """Whether only the first box is public, as in test sets that a server scores."""
     object_class: str | None = None

@@ -29,7 +29,7 @@ from seqtrack.files import write_atomically
 FORMAT = 1
 TABLE, SUMMARY = "results.parquet", "summary.json"
 RESAMPLES, SEED = 2_000, 0
-"""Of the bootstrap."""
+"""How often the bootstrap draws sequences anew, and the seed of its draws."""
 LEVEL = 0.95
 
 

@@ -40,16 +40,16 @@ logger = logging.getLogger(__name__)
 IDENTITY_FILE = "evaluation.json"
 FORMAT = 1
 EVALUATIONS_FILE = "evaluation.jsonl"
-"""In a run's folder: a line for each checkpoint, benchmark and protocol."""
+"""The file in a run's folder that has a line for each checkpoint, benchmark and protocol."""
 
 
 class Tracking(NamedTuple):
     """How far the tracking of a benchmark is."""
 
     frames: int
-    """Tracked since the last one; below zero where a worker was lost."""
+    """Frames that were tracked since the last one; below zero where a worker was lost."""
     finished: dict[str, Track]
-    """By the name of the sequence."""
+    """Finished tracks by the name of the sequence."""
 
 
 Watch = Callable[[str, BenchmarkData, int, Iterator[Tracking]], None]
@@ -59,26 +59,37 @@ Watch = Callable[[str, BenchmarkData, int, Iterator[Tracking]], None]
 def expand(sources: Sequence[str]) -> list[str]:
     """`RUN/*` becomes all of the run's checkpoints, the oldest first.
 
-    Raises InputError if there are none, and, before anything is tracked, for a source that cannot be a model.
+    Raises InputError if there are none, for a source that cannot be a model, and for two that have the same name: all
+    of this before anything is tracked.
     """
     expanded: list[str] = []
     for source in sources:
         if not source.endswith("/*"):
-            check_source(source)
-            expanded.append(source)
+            expanded.append(resolve(source))
             continue
         run = RunFolder.at(absolute(source.removesuffix("/*")))
         names = whole_checkpoints(run)
         if not names:
             raise InputError(f"{source}: {run.location} holds no checkpoints")
         expanded += [f"{run.location}/{name}" for name in names]
-    return list(dict.fromkeys(expanded))
+    named: dict[str, str] = {}
+    for source in dict.fromkeys(expanded):
+        other = named.setdefault(tracker_name(source), source)
+        if other != source:
+            raise InputError(
+                f"{other} and {source}: both would be called {tracker_name(source)}; measure them into "
+                "different folders (--out), and compare those with --results NAME=FOLDER"
+            )
+    return list(named.values())
 
 
-def check_source(source: str) -> None:
-    """Raises InputError for a place that holds no model, as far as that shows without reading it."""
+def resolve(source: str) -> str:
+    """The place of a model: of the checkpoint itself, where `source` means one of a run's.
+
+    Raises InputError for a place that holds no model, as far as that shows without reading it.
+    """
     if source.startswith(SCHEME):
-        return
+        return source
     place = Path(as_path(source)).expanduser()
     if not is_uri(source) and (place.is_file() or place.suffix in SUFFIXES):
         if not place.is_file():
@@ -86,7 +97,9 @@ def check_source(source: str) -> None:
         if place.suffix not in SUFFIXES:
             raise InputError(f"{source}: is no file of weights; 'RUN/*', in quotes, means all checkpoints of a run")
     elif is_uri(source) or not (place / MODEL_FILE).is_file():
-        find_checkpoint(source)
+        stored = find_checkpoint(source)
+        return child(stored.run.location, stored.name)
+    return source
 
 
 def tracker_name(source: str) -> str:
@@ -99,7 +112,7 @@ def tracker_name(source: str) -> str:
 
 
 def weights_sha256(trained: TrainedModel) -> str:
-    """Of the weights as safetensors: of `model.safetensors` in a run's checkpoint."""
+    """The hash of the weights as safetensors, which is that of `model.safetensors` in a run's checkpoint."""
     return hashlib.sha256(save(dict(trained.model.state_dict()))).hexdigest()
 
 
@@ -125,8 +138,11 @@ class Folder:
         }
         theirs = self._read_identity()
         if theirs is None:
-            self.filesystem.create_dir(self.path, recursive=True)
-            self._write_identity(ours)
+            try:
+                self.filesystem.create_dir(self.path, recursive=True)
+                self._write_identity(ours)
+            except Exception as error:  # of the disk or of any object store
+                raise InputError(f"--out {self.location}: cannot be written ({explain(error)})") from error
             return
         for name in ("format", "weights_sha256", "benchmark", "settings", "precision", "device", "together"):
             if theirs.get(name) != ours[name]:

@@ -47,7 +47,7 @@ class Plan(NamedTuple):
     """`cpu` or `cuda`."""
     precision: Literal["fp32", "bf16"]
     cpus: float = 1.0
-    """Of the cluster, for each worker."""
+    """CPUs of the cluster that each worker takes."""
 
     @property
     def together(self) -> int:

@@ -36,7 +36,7 @@ class PreparedRun:
     """A run whose settings, data, folder and start have been opened and checked."""
 
     config: Config
-    """With absolute paths."""
+    """The settings with absolute paths."""
     data: Data
     run: RunFolder
     start: OpenedCheckpoint | None

@@ -28,7 +28,7 @@ from seqtrack.integrations.hub import make_api
 from seqtrack.locations import absolute, is_uri
 
 STAGING = ".fetching"
-"""In the tree's folder: what is not yet whole."""
+"""The part of the tree's folder that holds what is not yet whole."""
 
 
 def fetch(settings: DataConfig, say: Callable[[str], None]) -> None:

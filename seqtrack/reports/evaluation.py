@@ -60,7 +60,7 @@ class Section:
     """One benchmark by one protocol: trackers that were scored on the same sequences."""
 
     name: str
-    """As files are called."""
+    """The beginning of the names of its files."""
     title: str
     covered: str
     meaning: str
@@ -73,7 +73,7 @@ class Section:
     groups: list[tuple[str, NumberTable]] = field(default_factory=list)
     """Tables by attribute and class, with their captions."""
     worst_of: str = ""
-    """What the strips show."""
+    """The tracker and measure whose worst sequences the strips show."""
     strips: list[Strip] = field(default_factory=list)
     no_pictures: list[str] = field(default_factory=list)
 

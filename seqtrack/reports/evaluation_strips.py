@@ -23,11 +23,11 @@ from seqtrack.failures import explain
 from seqtrack.reports.pages import data_uri
 
 FRAMES = 5
-"""Of a strip, at equal distances from the first to the last."""
+"""Pictures in a strip, at equal distances from the first frame to the last."""
 SIZE = (280, 210)
 """Largest width and height of a picture in pixels: ten strips take half a megabyte."""
 QUALITY = 70
-"""Of the JPEGs."""
+"""JPEG quality of a picture, of 100."""
 AROUND, LEAST = 2.0, 0.4
 """A picture shows this many times the part of the frame that the boxes take, and at least so much of its sides."""
 

@@ -42,9 +42,9 @@ class TrackerFacts:
     run: str = ""
     """The run that they are from: checkpoints of one run make one line over epochs."""
     device: str | None = None
-    """Such as `NVIDIA H100`."""
+    """Name of the device, such as `NVIDIA H100`."""
     precision: str | None = None
-    """Such as `bf16`."""
+    """Name of the arithmetic, such as `bf16`."""
     batch: int | None = None
     """How many sequences shared a pass of the model while the times in its result files were taken."""
     throughput: float | None = None
@@ -77,7 +77,7 @@ class NumberTable(NamedTuple):
     rows: Sequence[Row]
 
     def plain(self, counted: bool) -> Table:
-        """As text. `counted`: with the number of sequences of each row."""
+        """The table as text. `counted`: with the number of sequences of each row."""
         rows = [
             [
                 row.name,
@@ -95,7 +95,7 @@ def main_measure(evaluation: Evaluation) -> str:
 
 
 def best_first(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """By the main measure; those without a number last."""
+    """Evaluations sorted by their main measure; those without a number come last."""
     return sorted(evaluations, key=lambda one: -np.nan_to_num(one.scores.measures[main_measure(one)].mean(), nan=-1))
 
 

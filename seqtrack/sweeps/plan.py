@@ -23,7 +23,7 @@ from seqtrack.training.state import TrainState
 from seqtrack.training.step import Batch, Objective, train_step
 
 SECONDS_TO_START = 15.0
-"""For the processes of a trial, on two cores."""
+"""Time that the processes of a trial take to start, on two cores."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Plan:
     """How a sweep shares the cluster."""
 
     config: Config
-    """With what each trial gets."""
+    """The settings, with what each trial gets of the cluster."""
     concurrency: int
     """Trials that will run at a time."""
     held: int
     """Trials that the cluster could run at a time."""
     resources: Resources
-    """For each trial."""
+    """What each trial takes of the cluster."""
 
 
 class Work(NamedTuple):

@@ -56,9 +56,9 @@ class Parameter(_Section):
     choice: list[Any] | None = Field(None, min_length=1)
     """One of these, drawn for each trial."""
     uniform: tuple[float, float] | None = None
-    """From low to high."""
+    """The range is drawn from evenly, from low to high."""
     loguniform: tuple[PositiveFloat, PositiveFloat] | None = None
-    """From low to high, evenly in the logarithm."""
+    """The range is drawn from evenly in the logarithm, from low to high."""
     randint: tuple[int, int] | None = None
     """A whole number from low to high, both included."""
 

@@ -19,7 +19,7 @@ class TrainedModel(NamedTuple):
     """A model and the settings that it was trained with."""
 
     model: SeqTrack
-    """In evaluation mode, on the CPU."""
+    """The model in evaluation mode, on the CPU."""
     config: Config
     source: str
     """Where it is from, for people."""

@@ -13,6 +13,7 @@ import pytest
 import ray
 
 from seqtrack.cli import main
+from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import folder_of_sequences, open_benchmark
 from seqtrack.experiments.evaluate import expand, tracker_name
 from seqtrack.experiments.evaluators import EvaluationError, Evaluator, Evaluators, Plan, Progress
@@ -163,6 +164,7 @@ FAULTS = {
     "--weights x --workers 0": "--workers 0: at least 1",
     "--weights nowhere/*": "nowhere holds no checkpoints",
     "--weights nowhere": "nowhere",
+    "--weights {run} --data mine={root} --out /proc/x": "--out /proc/x/mine/tiny-0002: cannot be written (",
     "--weights {run} nowhere.pth": "nowhere.pth: no such file",
     "--weights {run}/config.yaml": "config.yaml: is no file of weights; 'RUN/*', in quotes, means all checkpoints",
     "--results nowhere --data mine={root}": "nowhere: no such folder",
@@ -189,9 +191,15 @@ def test_what_cannot_be_measured_is_said_in_a_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_two_models_of_one_name_are_refused_before_anything_is_tracked(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "other/tiny")
+    with pytest.raises(InputError, match="both would be called tiny-0002; measure them into different folders"):
+        expand([str(run), f"{tmp_path}/other/tiny"])
+
+
 def test_models_are_called_after_their_places(run: Path) -> None:
     places = [f"{run}/checkpoint_epoch_0001", f"{run}/checkpoint_epoch_0002"]
-    assert expand([f"{run}/*", places[0], "hf://me/model"]) == [*places, "hf://me/model"]
+    assert expand([f"{run}/*", places[0], str(run), f"{run}/1", "hf://me/model"]) == [*places, "hf://me/model"]
     names = {
         "runs/demo/checkpoint_epoch_0010": "demo-0010",
         "s3://bucket/runs/demo/checkpoint_epoch_0003_step_0120": "demo-0003-0120",
