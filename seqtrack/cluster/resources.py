@@ -1,4 +1,4 @@
-"""Plans the resources of a run: CPUs and GPUs for its workers, and the rest for its data tasks."""
+"""Plans the resources of a run: CPUs and GPUs for its workers, a share for evaluation, the rest for its data tasks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from seqtrack.config import Config, ConfigError
 from seqtrack.data.batches import Placement
 
 
+class Share(NamedTuple):
+    """What the evaluation of a run's checkpoints takes from the cluster."""
+
+    cpus: float
+    gpus: float
+
+
 class Resources(NamedTuple):
     """Resources that a run takes from the cluster."""
 
@@ -19,6 +26,8 @@ class Resources(NamedTuple):
     gpus_per_worker: float
     placement: Placement
     """Where the data tasks run."""
+    evaluation: Share | None = None
+    """What the evaluation beside the training takes; None if it has to wait for the training's end."""
 
 
 def usable_cpus() -> float:
@@ -62,5 +71,33 @@ def plan_resources(config: Config, cluster: dict[str, float]) -> Resources:
         )
     # However the workers are spread, some node has this much left: a data task cannot be split over nodes.
     left_by_all = cpus - run.WORKERS * cpus_per_worker
-    cpus_per_task = min(1.0, int((left_by_all if left_by_all > 0 else left) / cluster["nodes"] * 1000) / 1000)
-    return Resources(cpus_per_worker, gpus_per_worker, Placement(cpus_per_task, run.DATA_CPUS, run.DATA_LABELS))
+    left = left_by_all if left_by_all > 0 else left
+    share = _evaluation_share(config, left, gpus - run.WORKERS * gpus_per_worker, gpus > 0)
+    most_cpus = run.DATA_CPUS
+    if share is not None:
+        left -= share.cpus
+        most_cpus = min(most_cpus or left, left)
+    cpus_per_task = min(1.0, int(left / cluster["nodes"] * 1000) / 1000)
+    return Resources(cpus_per_worker, gpus_per_worker, Placement(cpus_per_task, most_cpus, run.DATA_LABELS), share)
+
+
+def _evaluation_share(config: Config, cpus: float, gpus: float, has_gpus: bool) -> Share | None:
+    """EVAL.RESOURCES, or what is left: of `cpus`, which the training leaves to data and evaluation, and of `gpus`.
+
+    Where a cluster has GPUs, a CPU is no place for a model. Raises ConfigError for more than there is.
+    """
+    if not config.EVAL.BENCHMARKS:
+        return None
+    wanted = config.EVAL.RESOURCES
+    if wanted is not None:
+        share = Share(wanted.get("CPU", min(wanted.get("GPU", 0.0), cpus / 2)), wanted.get("GPU", 0.0))
+        if share.cpus > cpus - 0.01 or share.gpus > gpus:
+            raise ConfigError(
+                f"EVAL.RESOURCES: {share.cpus:g} CPUs and {share.gpus:g} GPUs asked for, and the training leaves "
+                f"{cpus:g} CPUs, some of them for its data, and {gpus:g} GPUs ({{}} evaluates after it)"
+            )
+        return share if any(share) else None
+    if has_gpus:
+        return Share(min(gpus // 1, cpus / 2), gpus // 1) if gpus >= 1 else None
+    free = cpus - config.RUN.DATA_CPUS if config.RUN.DATA_CPUS is not None else 0.0
+    return Share(free // 1, 0.0) if free >= 1 else None

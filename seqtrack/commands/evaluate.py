@@ -17,15 +17,12 @@ from seqtrack.commands.program import GOES_ON, TO_GO_ON, ProgramError
 from seqtrack.errors import InputError
 
 if TYPE_CHECKING:
-    from seqtrack.config import Config, SyntheticConfig
+    from seqtrack.config import Config
     from seqtrack.evaluation.benchmarks import Benchmark, BenchmarkData
     from seqtrack.experiments.evaluate import Tracking
     from seqtrack.experiments.evaluators import Evaluators
     from seqtrack.reports.evaluation_tables import TrackerFacts
     from seqtrack.runs.checkpoint import StoredCheckpoint
-
-SYNTHETIC, HELD_OUT = "synthetic", 8
-"""A benchmark of drawn sequences that the demo has not seen, and how many."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     places = check(options)
+    from seqtrack.config import SyntheticConfig
     from seqtrack.evaluation.benchmarks import open_benchmark
     from seqtrack.evaluation.summary import table_lines, write_summary
+    from seqtrack.experiments.benchmarks import SYNTHETIC, benchmark_of, drawn
     from seqtrack.experiments.evaluate import (
         expand,
         publish,
@@ -71,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
         write_submission,
     )
     from seqtrack.experiments.evaluators import EvaluationError
+    from seqtrack.integrations.mlflow_store import log_page
     from seqtrack.locations import absolute, filesystem_at
     from seqtrack.tracker.load import load_trained
 
@@ -78,8 +78,8 @@ def run(options: argparse.Namespace) -> int:
     first = load_trained(sources[0], options.config) if sources else None
     opened: list[BenchmarkData] = []
     for name in dict.fromkeys(options.benchmark or places or [SYNTHETIC]):
-        place = places.get(name) or drawn(first.config.DATA.SYNTHETIC if first else None)
-        data = open_benchmark(known(name), place) if sources else annotated(known(name), place)
+        place = places.get(name) or drawn(first.config.DATA.SYNTHETIC if first else SyntheticConfig())
+        data = open_benchmark(benchmark_of(name), place) if sources else annotated(benchmark_of(name), place)
         for note in data.notes:
             print(note)
         opened.append(data.only(options.sequences) if options.sequences else data)
@@ -103,7 +103,9 @@ def run(options: argparse.Namespace) -> int:
                     print(f"Wrote {zipped}, for the server that scores {data.benchmark.title}")
                 else:
                     found[data.benchmark.name][tracker] = folder.location
-                    facts[tracker] = folder.facts(trained)
+                    facts[tracker] = folder.facts(
+                        trained.epoch, trained.checkpoint.run.name if trained.checkpoint else ""
+                    )
     evaluations = [
         one
         for data in opened
@@ -112,13 +114,22 @@ def run(options: argparse.Namespace) -> int:
     ]
     if evaluations:
         write_summary(*filesystem_at(absolute(options.out)), evaluations)
-        for one in evaluations:
-            if one.tracker in origins:
-                publish(*origins[one.tracker], one)
+        mlflow_runs = {
+            run_id: origins[one.tracker][0]
+            for one in evaluations
+            if one.tracker in origins
+            and not options.sequences
+            and (run_id := publish(*origins[one.tracker], one)) is not None
+        }
         print("\n".join(["", *table_lines(evaluations), ""]))
         for note in dict.fromkeys(note for one in evaluations for note in one.notes):
             print(note)
-        print(f"Wrote {write_page(evaluations, facts, options.out)}, summary.json and results.parquet")
+        page = write_page(evaluations, facts, options.out)
+        for run_id, config in mlflow_runs.items():
+            log_page(config, run_id, page)
+        print(f"Wrote {page}, summary.json and results.parquet")
+        if origins and options.sequences:
+            print("The numbers are not added to the run: they are those of the named sequences only")
     return 0
 
 
@@ -136,6 +147,7 @@ def check(options: argparse.Namespace) -> dict[str, str]:
             raise InputError(f"--data {text}: NAME=PATH is needed, such as lasot=/data/LaSOT")
         places[name] = place
     from seqtrack.evaluation.benchmarks import benchmark_named
+    from seqtrack.experiments.benchmarks import SYNTHETIC
 
     for name in options.benchmark:
         if name not in places and name != SYNTHETIC:
@@ -145,12 +157,6 @@ def check(options: argparse.Namespace) -> dict[str, str]:
 
         protocol_named(options.protocol)
     return places
-
-
-def known(name: str) -> Benchmark:
-    from seqtrack.evaluation.benchmarks import BENCHMARKS, folder_of_sequences
-
-    return BENCHMARKS.get(name) or folder_of_sequences(name)
 
 
 def annotated(benchmark: Benchmark, place: str) -> BenchmarkData:
@@ -164,14 +170,6 @@ def annotated(benchmark: Benchmark, place: str) -> BenchmarkData:
     except DataError:
         return data
     return whole if len(whole.sequences) == len(data.sequences) else data
-
-
-def drawn(settings: SyntheticConfig | None) -> str:
-    """Folder of the drawn sequences that are in no training with these settings."""
-    from seqtrack.config import SyntheticConfig
-    from seqtrack.data.datasets.synthetic import ensure_synthetic, held_out
-
-    return str(ensure_synthetic(held_out(settings or SyntheticConfig(), HELD_OUT)))
 
 
 def others(results: list[str], data: BenchmarkData) -> dict[str, str]:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from seqtrack.config.runner import HubConfig, MlflowConfig, RunConfig
+from seqtrack.config.runner import EvalConfig, HubConfig, MlflowConfig, RunConfig
 from seqtrack.config.settings import DataConfig, ModelConfig, NoEffect, Section, TestConfig, TrainConfig
 from seqtrack.errors import InputError, did_you_mean
 from seqtrack.failures import holds_password, without_passwords
@@ -32,7 +32,7 @@ LONGEST_SHOWN = 100
 """Longest value, in characters, that a message repeats."""
 
 INDIFFERENT = (
-    *("RUN.", "MLFLOW.", "HUB.", "TEST.", "DATA.SYNTHETIC.", "DATA.TRAIN.MAX_SAMPLE_PER_SEQ", "TRAIN.EPOCH"),
+    *("RUN.", "MLFLOW.", "HUB.", "EVAL.", "TEST.", "DATA.SYNTHETIC.", "DATA.TRAIN.MAX_SAMPLE_PER_SEQ", "TRAIN.EPOCH"),
     *("TRAIN.PRINT_INTERVAL", "TRAIN.CHECKPOINT_EVERY_STEPS", "TRAIN.KEEP_CHECKPOINTS", "TRAIN.NUM_WORKER"),
     "DATA.DOWNLOAD_FROM",
     *(
@@ -55,6 +55,7 @@ class Config(Section):
     RUN: RunConfig = RunConfig()
     MLFLOW: MlflowConfig = MlflowConfig()
     HUB: HubConfig = HubConfig()
+    EVAL: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")
     def _check_secrets(self) -> Self:
@@ -65,6 +66,12 @@ class Config(Section):
                     "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_PASSWORD, or a whole "
                     "MLFLOW_TRACKING_URI)"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_evaluation(self) -> Self:
+        if self.HUB.BEST_BY == "auc" and not self.EVAL.BENCHMARKS:
+            raise ValueError("HUB.BEST_BY auc needs EVAL.BENCHMARKS, which is empty")
         return self
 
     @model_validator(mode="after")
@@ -125,7 +132,7 @@ class Config(Section):
         return {
             key: f"{value}, not {theirs[key]}"
             for key, value in self.flat().items()
-            if value != theirs[key] and not key.startswith(INDIFFERENT)
+            if not key.startswith(INDIFFERENT) and value != theirs[key]
         }
 
     def flat(self) -> dict[str, Any]:

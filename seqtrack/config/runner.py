@@ -1,4 +1,4 @@
-"""Settings of the runner itself: where and on what a run happens, MLflow, and the Hugging Face Hub.
+"""Settings of the runner itself: where and on what a run happens, MLflow, the Hugging Face Hub, and benchmarks.
 
 No published configuration has these. None of them changes what a step computes, except the number of workers.
 """
@@ -64,9 +64,26 @@ class HubConfig(Section):
     """Whether a newly created repository is private."""
     CHECKPOINTS: Literal["all", "last", "best"] = "all"
     """Checkpoints to upload: `all`, each as soon as it is written, or at the end the `last` or the `best` one."""
-    BEST_BY: Literal["iou", "loss"] = "iou"
-    """Metric that decides which epoch is best. Its weights become the repository's own, unless CHECKPOINTS is last."""
+    BEST_BY: Literal["iou", "loss", "auc"] = "iou"
+    """Metric that decides which epoch is best. Its weights become the repository's own, unless CHECKPOINTS is last.
+    `auc` is that on the first of EVAL.BENCHMARKS."""
     REQUIRED: bool = False
     """Whether a run stops at its start if the Hub cannot be written to. false: it warns and trains anyway."""
     PATIENCE: NonNegativeFloat = 3600.0
     """Seconds that a finished run waits for its uploads."""
+
+
+class EvalConfig(Section):
+    """Measuring a run's checkpoints on benchmarks. Not in the published configuration."""
+
+    BENCHMARKS: dict[str, Location] = Field({})
+    """Benchmarks by name and where each is, such as {lasot: /data/LaSOT}; `synthetic: synthetic` is a drawn one.
+    {}: nothing is measured."""
+    EVERY_EPOCHS: PositiveInt = 1
+    """Checkpoints are measured after every so many epochs, and after the last."""
+    SEQUENCES: PositiveInt | tuple[str, ...] | None = None
+    """The sequences of each benchmark that are tracked: so many, spread evenly over its list, or these names.
+    Unset: all."""
+    RESOURCES: dict[Literal["CPU", "GPU"], NonNegativeFloat] | None = None
+    """CPUs and GPUs of the cluster on which checkpoints are measured beside the training, such as {CPU: 4, GPU: 1}.
+    Unset: what training and data leave free. {}, or where nothing is left: after the training."""

@@ -151,7 +151,8 @@ class BenchmarkData:
             if name not in there:
                 why = f" ({self.missing[name]})" if name in self.missing else did_you_mean(name, there)
                 raise InputError(f"{self.benchmark.title} at {self.root.path}: no sequence {name}{why}")
-        return replace(self, sequences=tuple(there[name] for name in dict.fromkeys(names)))
+        chosen = tuple(there[name] for name in dict.fromkeys(names))
+        return replace(self, sequences=chosen, size=self.size or len(self.sequences))
 
 
 def coverage(there: int, size: int | None) -> str:

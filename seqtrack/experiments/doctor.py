@@ -76,6 +76,7 @@ def examine(config: Config, settings_given: bool = True) -> Iterator[Finding]:
             "workers": partial(check_workers, config),
             "weights": partial(check_weights, config),
             "data": partial(check_data, config),
+            "benchmarks": partial(check_benchmarks, config),
         }
     # Threads of a pool would be waited for at the end of this process, however long they hang.
     started = {name: _start(name, check) for name, check in checks.items()}
@@ -312,6 +313,15 @@ def check_data(config: Config) -> str:
     data = open_data(config)
     found = f"{as_path(config.DATA.ROOT)}: {len(data.index.names)} sequences, {data.index.num_frames:,} frames"
     return "; ".join((found, *data.notes))
+
+
+def check_benchmarks(config: Config) -> str:
+    from seqtrack.experiments.benchmarks import open_for_run
+
+    if not config.EVAL.BENCHMARKS:
+        raise Note("none (EVAL.BENCHMARKS is empty): checkpoints are not measured")
+    opened = open_for_run(config)
+    return "; ".join(f"{one.benchmark.title}: {one.coverage}" for one in opened)
 
 
 def check_decoder() -> str:

@@ -31,6 +31,7 @@ from seqtrack.model.file_kinds import MODEL_FILE, SUFFIXES
 from seqtrack.reports.evaluation import write_evaluation_report
 from seqtrack.reports.evaluation_tables import TrackerFacts
 from seqtrack.runs.checkpoint import NAME, StoredCheckpoint, find_checkpoint, whole_checkpoints
+from seqtrack.runs.evaluations import EVALUATIONS_FILE, CheckpointScores, add_evaluation
 from seqtrack.runs.folder import RunFolder
 from seqtrack.tracker.load import SCHEME, TrainedModel
 from seqtrack.tracker.settings import TrackerSettings
@@ -39,8 +40,6 @@ logger = logging.getLogger(__name__)
 
 IDENTITY_FILE = "evaluation.json"
 FORMAT = 1
-EVALUATIONS_FILE = "evaluation.jsonl"
-"""The file in a run's folder that has a line for each checkpoint, benchmark and protocol."""
 
 
 class Tracking(NamedTuple):
@@ -158,13 +157,13 @@ class Folder:
             known | {"tracked": {"frames": before["frames"] + frames, "seconds": before["seconds"] + seconds}}
         )
 
-    def facts(self, trained: TrainedModel) -> TrackerFacts:
-        """What result files do not say."""
+    def facts(self, epoch: int | None = None, run: str = "") -> TrackerFacts:
+        """What result files do not say. `epoch`: the one after which the weights were saved, in a run of this name."""
         known = self._read_identity() or {}
         tracked = known.get("tracked")
         return TrackerFacts(
-            epoch=trained.step // trained.config.steps_per_epoch if trained.step else None,
-            run=trained.checkpoint.run.name if trained.checkpoint else "",
+            epoch=epoch,
+            run=run,
             device=known.get("device"),
             precision=known.get("precision"),
             batch=known.get("together"),
@@ -257,26 +256,31 @@ def write_page(evaluations: Sequence[Evaluation], facts: Mapping[str, TrackerFac
     return child(absolute(place), "index.html")
 
 
-def publish(config: Config, checkpoint: StoredCheckpoint, step: int, evaluation: Evaluation) -> None:
+def scores_of(evaluation: Evaluation, checkpoint: str, step: int) -> CheckpointScores:
+    """The numbers of a run's checkpoint, for the run's `evaluation.jsonl`."""
+    scores = evaluation.scores
+    measures = {name: measure.mean() for name, measure in scores.measures.items()}
+    benchmark = evaluation.data.benchmark.name
+    return CheckpointScores(
+        checkpoint, step, benchmark, scores.protocol, len(evaluation.sequences), evaluation.size, measures
+    )
+
+
+def publish(config: Config, checkpoint: StoredCheckpoint, step: int, evaluation: Evaluation) -> str | None:
     """Adds the numbers of a run's checkpoint to the run: to its `evaluation.jsonl`, and in MLflow at its step.
 
-    Numbers of the same checkpoint, benchmark and protocol are replaced. Warns where they cannot be written.
+    Returns the id of the MLflow run, if there is one. Warns where the numbers cannot be written.
     """
-    run, benchmark, scores = checkpoint.run, evaluation.data.benchmark.name, evaluation.scores
-    values = {name: measure.mean() for name, measure in scores.measures.items()}
-    key = {"checkpoint": checkpoint.name, "benchmark": benchmark, "protocol": scores.protocol}
-    record = key | {"step": step, "sequences": len(evaluation.sequences), "of": evaluation.size} | values
+    run, scores = checkpoint.run, scores_of(evaluation, checkpoint.name, step)
     try:
-        lines = (run.read_text(EVALUATIONS_FILE) or "").splitlines()
-        kept = [line for line in lines if not key.items() <= json.loads(line).items()]
-        run.write(EVALUATIONS_FILE, "".join(f"{line}\n" for line in [*kept, json.dumps(record)]))
+        add_evaluation(run, scores)
         run_id = MirrorState.read(run).run_id
     except Exception as error:  # of the disk or of any object store; a line that is no JSON
         logger.warning("%s: %s", run.file(EVALUATIONS_FILE), explain(error))
-        return
+        return None
     if run_id is not None:
-        metrics = {f"{benchmark}/{scores.protocol}/{name}": value for name, value in values.items()}
-        log_evaluation(config, run_id, step, metrics)
+        log_evaluation(config, run_id, [scores])
+    return run_id
 
 
 def _difference(theirs: Any, ours: Any) -> str:

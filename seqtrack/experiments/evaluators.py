@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 
 from seqtrack.cluster.connect import join_cluster
-from seqtrack.cluster.resources import cluster_resources
+from seqtrack.cluster.resources import Share, cluster_resources
 from seqtrack.config import Config, ConfigError
 from seqtrack.data.storage import Root
 from seqtrack.errors import InputError
@@ -29,8 +30,14 @@ logger = logging.getLogger(__name__)
 
 SECONDS = 1.0
 """How often a worker says how far it is."""
+SLOTS = 8
+"""Sequences that a GPU tracks side by side, by default."""
 MOST_LOSSES = 3
 """Workers that may be lost with the same sequence under way, or before they have begun."""
+
+
+LAST = 19
+"""The niceness of a process that gets the CPU time that no other asks for."""
 
 
 class EvaluationError(Exception):
@@ -48,6 +55,8 @@ class Plan(NamedTuple):
     precision: Literal["fp32", "bf16"]
     cpus: float = 1.0
     """CPUs of the cluster that each worker takes."""
+    yields: bool = False
+    """Whether other processes of the machine go first, such as a training's."""
 
     @property
     def together(self) -> int:
@@ -66,7 +75,15 @@ def plan_workers(
         raise ConfigError(f"{workers or 1} GPUs asked for, and the cluster has {there['GPU']:g} (--device cpu)")
     number = workers or max(1, int(there["GPU" if device == "cuda" else "CPU"]))
     cpus = min(1.0, int(there["CPU"] / number * 1000) / 1000)
-    return Plan(number, batch or (1 if device == "cpu" else 8), device, precision, cpus)
+    return Plan(number, batch or (1 if device == "cpu" else SLOTS), device, precision, cpus)
+
+
+def plan_within(share: Share, yields: bool) -> Plan:
+    """Workers that take a share of the cluster: one for each GPU, or for each CPU."""
+    device: Literal["cpu", "cuda"] = "cuda" if share.gpus >= 1 else "cpu"
+    number = max(1, int(share.gpus if device == "cuda" else share.cpus))
+    cpus = min(1.0, int(share.cpus / number * 1000) / 1000)
+    return Plan(number, 1 if device == "cpu" else SLOTS, device, "fp32", cpus, yields)
 
 
 class Progress(NamedTuple):
@@ -84,6 +101,8 @@ class Evaluator:
         self._lanes: Lanes | None = None
         if plan.device == "cpu":
             torch.set_num_threads(1)
+        if plan.yields:
+            os.nice(LAST)
 
     def load(self, config: str, weights: dict[str, torch.Tensor], settings: TrackerSettings, root: Root) -> None:
         """Takes a model, and the root of the sequences to come."""

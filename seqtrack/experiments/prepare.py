@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from seqtrack.config import Config, check_supported
 from seqtrack.data.datasets.lasot import BENCHMARK_SPLITS
 from seqtrack.data.datasets.synthetic import ensure_synthetic
 from seqtrack.data.open import Data, open_data
+from seqtrack.evaluation.benchmarks import BenchmarkData
+from seqtrack.experiments.benchmarks import SYNTHETIC, open_for_run
 from seqtrack.integrations import hub
 from seqtrack.locations import absolute, lasting
 from seqtrack.model.seqtrack import build_model
@@ -49,6 +51,8 @@ class PreparedRun:
     """Where the weights are from, for the log."""
     allow_changed: frozenset[str]
     """Settings, packages or `dataset` that may differ from the checkpoint's."""
+    benchmarks: tuple[BenchmarkData, ...]
+    """Where its checkpoints are measured: what EVAL.BENCHMARKS names."""
 
 
 def prepare(
@@ -66,16 +70,17 @@ def prepare(
     """
     if data is None:
         config, data = open_experiment(config)
-    run = open_run(config, allow_changed)
+    run, benchmarks = open_run(config, allow_changed), open_for_run(config)
     own = newest_checkpoint(run)
     if own is not None:
         start: OpenedCheckpoint | None = open_checkpoint(own)
     else:
         start = open_start(resume_from) if isinstance(resume_from, str) else resume_from
     if start is None:
-        return PreparedRun(config, data, run, None, False, *starting_weights(config), frozenset(allow_changed))
+        weights, source = starting_weights(config)
+        return PreparedRun(config, data, run, None, False, weights, source, frozenset(allow_changed), benchmarks)
     check_start(config, start, data.index.description, allow_changed, finished_is_fine=own is not None)
-    return PreparedRun(config, data, run, start, own is not None, {}, start.path, frozenset(allow_changed))
+    return PreparedRun(config, data, run, start, own is not None, {}, start.path, frozenset(allow_changed), benchmarks)
 
 
 def open_experiment(config: Config) -> tuple[Config, Data]:
@@ -97,6 +102,9 @@ def settle_paths(config: Config) -> Config:
         settled["DATA.ROOT"] = absolute(config.DATA.ROOT)
     if config.DATA.SPLIT not in (*BENCHMARK_SPLITS, "all"):
         settled["DATA.SPLIT"] = absolute(config.DATA.SPLIT)
+    if config.EVAL.BENCHMARKS:
+        places = config.EVAL.BENCHMARKS.items()
+        settled["EVAL.BENCHMARKS"] = {name: place if place == SYNTHETIC else absolute(place) for name, place in places}
     if config.MODEL.WEIGHTS is not None:
         settled["MODEL.WEIGHTS"] = absolute(config.MODEL.WEIGHTS)
     if config.MODEL.ENCODER.PRETRAIN_FILE is not None:
@@ -162,6 +170,17 @@ def log_start(prepared: PreparedRun, resources: Resources) -> None:
         f"{config.DATA.TRAIN.SAMPLE_PER_EPOCH:,} samples and {config.steps_per_epoch:,} steps an epoch, "
         f"{config.TRAIN.EPOCH} epochs, seed {config.SEED}",
         f"Starting weights : {prepared.weights_source}",
+        *evaluation_lines(prepared, resources),
         f"Starting {config.RUN.WORKERS} worker(s) with {resources.cpus_per_worker:g} CPU{gpus} each …",
     ]
     append_to_log(prepared.run, lines)
+
+
+def evaluation_lines(prepared: PreparedRun, resources: Resources) -> Iterator[str]:
+    """What a run's log says beforehand of its evaluation."""
+    share = resources.evaluation
+    where = f"beside the training, with {share.cpus:g} CPUs and {share.gpus:g} GPUs" if share else "after the training"
+    for data in prepared.benchmarks:
+        if prepared.config.EVAL.SEQUENCES is None:
+            yield from data.notes
+        yield f"Checkpoints are measured on {data.benchmark.title}, {data.coverage}, {where}"

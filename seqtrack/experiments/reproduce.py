@@ -17,6 +17,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from seqtrack.config import Config
 from seqtrack.data.open import Data
 from seqtrack.errors import Stopped
+from seqtrack.experiments.benchmarks import open_for_run
+from seqtrack.experiments.evaluate_run import due_checkpoints
 from seqtrack.experiments.prepare import open_experiment, prepare, settle_paths
 from seqtrack.experiments.train import run_prepared
 from seqtrack.integrations import mlflow_store
@@ -91,7 +93,8 @@ def train_phase(
     config = config.with_settings({"RUN.NAME": f"phase{number}"})
     run = open_run(config)
     say(f"\nPhase {number}, in {run.location}")
-    if checkpoint_name(config.TRAIN.EPOCH, 0) in whole_checkpoints(run):
+    trained = checkpoint_name(config.TRAIN.EPOCH, 0) in whole_checkpoints(run)
+    if trained and not due_checkpoints(config, run, open_for_run(config)):
         say("It was trained to its end before.")
         return None
     prepared = prepare(config, start, data=data)
@@ -142,6 +145,8 @@ def comparison_metrics(comparison: Comparison | None) -> dict[str, float]:
     if comparison is None:
         return {}
     numbers = {f"difference/{one.metric}": one.largest for one in comparison.steps}
+    if comparison.tracking:
+        numbers["difference/auc"] = max(one.difference for one in comparison.tracking)
     return numbers | {"difference/weights": comparison.weights or 0.0, "reproduced": float(comparison.reproduced)}
 
 

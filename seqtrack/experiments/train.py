@@ -10,10 +10,12 @@ from typing import Literal
 import ray
 
 from seqtrack.cluster.connect import join_cluster
-from seqtrack.cluster.resources import cluster_resources, plan_resources
+from seqtrack.cluster.resources import Resources, cluster_resources, plan_resources
 from seqtrack.cluster.stop import StopOnSignal
 from seqtrack.config import Config
 from seqtrack.environment import code_revision, submission
+from seqtrack.experiments.evaluate_run import RunEvaluation
+from seqtrack.experiments.evaluators import plan_within, plan_workers
 from seqtrack.experiments.prepare import PreparedRun, keep_start, log_start, prepare
 from seqtrack.failures import without_passwords
 from seqtrack.integrations import hub
@@ -73,6 +75,8 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
     if uploads is not None:
         uploads.start()
     mirror = MirrorThread(config, run, tags)
+    evaluation = measure_beside(prepared, resources) if prepared.benchmarks else None
+    measured = True
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with LogFollower(run), StopOnSignal(signal.SIGTERM, signal.SIGINT) as stop:
@@ -89,12 +93,19 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
                 mirror.run_id(),
             )
             log_start(prepared, resources)
+            if evaluation is not None:
+                evaluation.start()
             result = train(job, resources)
-        ended: Ended = result.return_value
-        if ended.error is not None:
-            raise ended.error
-        status = "KILLED" if ended.stopped else "FINISHED"
+            ended: Ended = result.return_value
+            if ended.error is not None:
+                raise ended.error
+            if evaluation is not None and not ended.stopped:
+                measured = evaluation.finish(lambda: stop.received is not None)
+        stopped = ended.stopped or (not measured and stop.received is not None)
+        status = "KILLED" if stopped else "FINISHED"
     finally:
+        if evaluation is not None:
+            evaluation.close()
         if uploads is not None:
             uploads.close(SECONDS_TO_STOP if status == "KILLED" else config.HUB.PATIENCE)
         mirror.close(status, SECONDS_TO_STOP if status == "KILLED" else config.MLFLOW.PATIENCE)
@@ -103,8 +114,17 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
         child(run.location, result.checkpoint.path.rpartition("/")[2]) if result.checkpoint else None,
         ended.history,
         ended.step,
-        stop.received if ended.stopped else None,
+        stop.received if stopped else None,
         without_passwords(tracking_uri(config)),
+    )
+
+
+def measure_beside(prepared: PreparedRun, resources: Resources) -> RunEvaluation:
+    """Measures a run's checkpoints on what its training leaves of the cluster; after it, on all of the cluster."""
+    share = resources.evaluation
+    beside = plan_within(share, yields=True) if share is not None else None
+    return RunEvaluation(
+        prepared.config, prepared.run, prepared.benchmarks, beside, lambda: plan_workers(None, None, None, "fp32")
     )
 
 

@@ -11,11 +11,10 @@ import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, get_token, snapshot_download
+from huggingface_hub import CommitOperationAdd, HfApi, get_token, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars
@@ -26,8 +25,17 @@ from seqtrack.config.servers import check_repository, shown, without_user
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
 from seqtrack.integrations.background import BackgroundSync
+from seqtrack.integrations.model_card import model_card
 from seqtrack.model.weights import META_FILE, MODEL_FILE
-from seqtrack.runs.checkpoint import CheckpointError, StoredCheckpoint, find_name, verify_checkpoint, whole_checkpoints
+from seqtrack.runs.checkpoint import (
+    CheckpointError,
+    StoredCheckpoint,
+    checkpoint_name,
+    find_name,
+    verify_checkpoint,
+    whole_checkpoints,
+)
+from seqtrack.runs.evaluations import auc_by_checkpoint, read_evaluations
 from seqtrack.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -165,12 +173,16 @@ class HubThread:
     def _main(self, names: Sequence[str]) -> str:
         """The checkpoint whose weights are the repository's own: the best epoch's, or the newest."""
         hub = self._config.HUB
-        epochs = {f"checkpoint_epoch_{int(epoch['epoch']):04d}": epoch for epoch in self._meta(names[-1])["history"]}
-        kept = [name for name in names if name in epochs]
+        if hub.BEST_BY == "auc":
+            values = auc_by_checkpoint(read_evaluations(self._run), next(iter(self._config.EVAL.BENCHMARKS)))
+        else:
+            history = self._meta(names[-1])["history"]
+            values = {checkpoint_name(int(epoch["epoch"]), 0): epoch[hub.BEST_BY] for epoch in history}
+        kept = [name for name in names if name in values]
         if hub.CHECKPOINTS == "last" or not kept:
             return names[-1]
-        sign = {"iou": 1, "loss": -1}[hub.BEST_BY]
-        return max(kept, key=lambda name: sign * epochs[name][hub.BEST_BY])
+        sign = -1 if hub.BEST_BY == "loss" else 1
+        return max(kept, key=lambda name: sign * values[name])
 
     def _top(self, names: Sequence[str]) -> dict[str, Path | bytes]:
         """The files at the top of a repository of these checkpoints."""
@@ -181,7 +193,7 @@ class HubThread:
         if not self._run.local:
             with self._run.filesystem.open_input_stream(str(content)) as file:
                 content = file.read()
-        card = model_card(self._repo.repo_id, config, meta, main, names)
+        card = model_card(self._repo.repo_id, config, meta, main, names, read_evaluations(self._run))
         return {MODEL_FILE: content, SETTINGS_FILE: config.to_yaml().encode(), CARD_FILE: card.encode()}
 
     def _meta(self, name: str) -> dict[str, Any]:
@@ -247,37 +259,6 @@ def fetch_checkpoint(location: str) -> Path:
     except Exception as error:  # whatever its client raises
         raise CheckpointError(f"{location}: cannot be read ({explain(error)})") from error
     return Path(root, FOLDER, name)
-
-
-def model_card(repo_id: str, config: Config, meta: Mapping[str, Any], main: str, names: Sequence[str]) -> str:
-    """The repository's `README.md`."""
-    dataset = meta["dataset"]
-    data = ModelCardData(
-        library_name="seqtrack",
-        license="apache-2.0",
-        pipeline_tag="object-detection",
-        tags=["visual-object-tracking", "seqtrack", "pytorch"],
-        datasets=["l-lt/LaSOT"],
-        metrics=["iou"],
-    )
-    return str(
-        ModelCard.from_template(
-            data,
-            template_str=resources.files("seqtrack.integrations")
-            .joinpath("templates/card.md.jinja")
-            .read_text("utf-8"),
-            repo_id=repo_id,
-            config=config,
-            settings=config.to_yaml(),
-            dataset=dataset,
-            classes=", ".join(dataset.get("classes", {})),
-            history=meta["history"],
-            versions=meta["versions"],
-            revision=meta.get("code_revision", "unknown"),
-            main=main,
-            names=list(names),
-        )
-    )
 
 
 def _in_repo(name: str, directory: Path) -> dict[str, Path | bytes]:

@@ -36,11 +36,19 @@ from seqtrack.config import SETTINGS_FILE, Config
 from seqtrack.environment import command
 from seqtrack.integrations.background import BackgroundSync
 from seqtrack.integrations.mirror_state import MIRROR_FILE, SECONDS_TO_OPEN, MirrorState, Status
-from seqtrack.integrations.mlflow_store import find_experiment, make_client, shown_store, tracking_uri
+from seqtrack.integrations.mlflow_store import (
+    EVALUATION,
+    find_experiment,
+    make_client,
+    send_evaluations,
+    shown_store,
+    tracking_uri,
+)
 from seqtrack.model.weights import read_weights
 from seqtrack.reports.plots import report_figures
 from seqtrack.reports.snapshots import snapshot_figure
 from seqtrack.runs.checkpoint import StoredCheckpoint, checkpoint_name, whole_checkpoints
+from seqtrack.runs.evaluations import EVALUATIONS_FILE, read_evaluations
 from seqtrack.runs.folder import RunFileError, RunFolder, read_settings
 from seqtrack.runs.log import LOG_FILE, METRICS_FILE, Tail, parse_record, read_metrics
 from seqtrack.runs.record import read_phase
@@ -59,6 +67,7 @@ class Mirror:
         self.state = MirrorState.read(run)
         self._open = False
         self._metrics = Tail(run, METRICS_FILE)
+        self._evaluations = Tail(run, EVALUATIONS_FILE)
         self._sent_step = 0
         self._pictures_due: set[int] = set()
         """Steps at which an epoch ended whose picture MLflow lacks."""
@@ -91,6 +100,8 @@ class Mirror:
             self._pictures_due |= {int(record["step"]) for record in records if "epoch/loss" in record}
             self._pictures_due -= self._pictures_settled
             self._send_snapshots()
+            if self._evaluations.read()[0]:
+                send_evaluations(self._client, self._run_id, read_evaluations(self._run))
         except BaseException:
             self._open = False
             raise
@@ -102,6 +113,7 @@ class Mirror:
             self._monitor.finish()
             self._monitor = None
         self._send_log()
+        self._send_evaluation_page()
         phase = read_phase(str(self._config.RUN.NAME), self._run, self._config.total_steps)
         if phase is not None:
             for name, figure in report_figures(phase, None, None).items():
@@ -161,6 +173,7 @@ class Mirror:
         pictures = self._client.list_artifacts(self._run_id, SNAPSHOTS)
         self._pictures_settled = {int(Path(picture.path).stem.partition("_")[2]) for picture in pictures}
         self._metrics = Tail(self._run, METRICS_FILE)  # from the beginning: the server may have less than was sent
+        self._evaluations = Tail(self._run, EVALUATIONS_FILE)
         self._open = True
 
     def _send_metrics(self, records: Sequence[Mapping[str, float]]) -> None:
@@ -195,6 +208,11 @@ class Mirror:
 
     def _send_log(self) -> None:
         self._client.log_text(self._run_id, self._run.read_text(LOG_FILE) or "", LOG_FILE)
+
+    def _send_evaluation_page(self) -> None:
+        page = f"{EVALUATION}/index.html"
+        if self._run.has(page):
+            self._client.log_text(self._run_id, self._run.read_text(page) or "", page)
 
     def _write_state(self) -> None:
         with self._writing:  # the training's thread notes the end, the mirror's own thread the run's id

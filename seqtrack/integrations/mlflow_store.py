@@ -8,7 +8,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Literal
@@ -24,12 +24,16 @@ from seqtrack.config import Config
 from seqtrack.config.servers import DATABASES, STORE_VARIABLE, named_experiment, named_store
 from seqtrack.errors import InputError
 from seqtrack.failures import explain, without_passwords
+from seqtrack.files import read_text
 from seqtrack.integrations.mirror_state import SECONDS_TO_OPEN
-from seqtrack.locations import is_uri, lasting
+from seqtrack.locations import filesystem_at, is_uri, lasting
+from seqtrack.runs.evaluations import CheckpointScores
 
 logger = logging.getLogger(__name__)
 
 SQLITE = "sqlite:///"
+EVALUATION = "evaluation"
+"""Folder of an evaluation's page among a run's artifacts."""
 _CHATTY = (
     *("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor", "urllib3"),
     "mlflow.utils.databricks_utils",
@@ -202,19 +206,38 @@ def close_parent_run(
         logger.warning("MLflow did not take the report; the same command tries again: %s", explain(error))
 
 
-def log_evaluation(config: Config, run_id: str, step: int, metrics: Mapping[str, float]) -> None:
-    """Adds numbers to a run at a step, those that it does not have yet. Warns where MLflow does not take them."""
+def send_evaluations(client: MlflowClient, run_id: str, evaluations: Sequence[CheckpointScores]) -> None:
+    """Adds the numbers of checkpoints to their run, at their steps, those that it does not have yet.
+
+    A metric is called BENCHMARK/PROTOCOL/measure. Raises what MLflow raises.
+    """
     now = int(time.time() * 1000)
+    found: dict[str, list[tuple[float, int]]] = {}
+    for one in evaluations:
+        for name, value in one.measures.items():
+            found.setdefault(f"{one.series}/{name}", []).append((value, one.step))
+    for name, points in found.items():
+        known = {(one.value, one.step) for one in client.get_metric_history(run_id, name)}
+        new = [Metric(name, value, now, step) for value, step in points if (value, step) not in known]
+        if new:
+            client.log_batch(run_id, metrics=new)
+
+
+def log_evaluation(config: Config, run_id: str, evaluations: Sequence[CheckpointScores]) -> None:
+    """As `send_evaluations`, after a training. Warns where MLflow does not take them."""
     try:
-        client = make_client(config)
-        new = [
-            Metric(name, value, now, step)
-            for name, value in metrics.items()
-            if (step, value) not in {(one.step, one.value) for one in client.get_metric_history(run_id, name)}
-        ]
-        client.log_batch(run_id, metrics=new)
+        send_evaluations(make_client(config), run_id, evaluations)
     except Exception as error:
         logger.warning("MLflow did not take the evaluation; the same command tries again: %s", explain(error))
+
+
+def log_page(config: Config, run_id: str, page: str) -> None:
+    """Adds the page at a path or URI to a run's artifacts, as `evaluation/index.html`. Warns if that fails."""
+    try:
+        text = read_text(*filesystem_at(page)) or ""
+        make_client(config).log_text(run_id, text, f"{EVALUATION}/index.html")
+    except Exception as error:
+        logger.warning("MLflow did not take the evaluation's page; the same command tries again: %s", explain(error))
 
 
 def _make_database(file: Path) -> None:

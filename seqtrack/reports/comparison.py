@@ -22,6 +22,20 @@ class Difference(NamedTuple):
     """Step or epoch, from 1."""
 
 
+class Tracking(NamedTuple):
+    """The AUC of both phases' checkpoints after the same step, on one benchmark by one protocol, in percent."""
+
+    series: str
+    """Benchmark and protocol, such as `lasot/pytracking`."""
+    step: int
+    auc1: float
+    auc2: float
+
+    @property
+    def difference(self) -> float:
+        return abs(self.auc2 - self.auc1)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """How phase 2 differs from the same steps of phase 1."""
@@ -35,6 +49,8 @@ class Comparison:
     """Counted from 1. None if every metric of every common step has the same bits."""
     weights: float | None
     """The largest absolute difference of the newest weights; None if the phases ended at different steps."""
+    tracking: list[Tracking]
+    """The checkpoints that were measured in both phases."""
     tolerance: float
     complete: bool
     """Whether both phases reached their end."""
@@ -83,9 +99,19 @@ def compare(phase1: Phase, phase2: Phase, tolerance: float = 0.0) -> Comparison:
         epochs=_compare_epochs(phase1, phase2),
         first_different_step=first + int(different[0]) + 1 if len(different) else None,
         weights=_weights_apart(phase1, phase2),
+        tracking=_compare_tracking(phase1, phase2),
         tolerance=tolerance,
         complete=phase1.finished and phase2.finished,
     )
+
+
+def _compare_tracking(phase1: Phase, phase2: Phase) -> list[Tracking]:
+    first = {one.key: one for one in phase1.evaluations}
+    return [
+        Tracking(one.series, one.step, first[one.key].measures["auc"], one.measures["auc"])
+        for one in phase2.evaluations
+        if one.key in first and one.step > phase2.first_step
+    ]
 
 
 def _compare_epochs(phase1: Phase, phase2: Phase) -> list[Difference]:

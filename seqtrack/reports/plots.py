@@ -27,7 +27,13 @@ POINTS = 300
 """Approximate number of points of a curve. Each is the mean of several steps."""
 
 SIZE = (6.4, 3.6)
-LABELS = {"loss": "Training loss (cross-entropy)", "iou": "Training IoU", "grad_norm": "Gradient norm", "lr": "LR"}
+LABELS = {
+    "loss": "Training loss (cross-entropy)",
+    "iou": "Training IoU",
+    "grad_norm": "Gradient norm",
+    "lr": "LR",
+    "auc": "AUC in %",
+}
 
 
 def report_figures(phase1: Phase, phase2: Phase | None, comparison: Comparison | None) -> dict[str, Figure]:

@@ -58,6 +58,7 @@ def write_report(
         "phase_table": _phase_table(phases),
         "difference_table": _difference_table(comparison),
         "epoch_table": epoch_table(phase1, phase2),
+        "tracking_table": _tracking_table(phase1, comparison),
         "fact_tables": _fact_tables(config, phase1),
         "checkpoint_table": _checkpoint_table(phases),
         "settings": config.to_yaml(),
@@ -135,6 +136,21 @@ def _difference_table(comparison: Comparison | None) -> Table:
     if comparison and comparison.weights is not None:
         rows.append(["final weights", _exact(comparison.weights), "–"])
     return Table(["what", "largest absolute difference", "where"], rows)
+
+
+def _tracking_table(phase1: Phase, comparison: Comparison | None) -> Table:
+    """One row per checkpoint that was measured in both phases."""
+    rows = [
+        [
+            f"{one.step / phase1.steps_per_epoch:.3g}",
+            one.series,
+            f"{one.auc1:.4f}",
+            f"{one.auc2:.4f}",
+            _exact(one.auc2 - one.auc1),
+        ]
+        for one in (comparison.tracking if comparison else ())
+    ]
+    return Table(["epoch", "benchmark/protocol", "AUC 1", "AUC 2", "Δ AUC"], rows)
 
 
 def _fact_tables(config: Config, phase: Phase) -> list[Table]:

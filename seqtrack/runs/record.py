@@ -22,6 +22,7 @@ from seqtrack.runs.checkpoint import (
     verify_checkpoint,
     whole_checkpoints,
 )
+from seqtrack.runs.evaluations import CheckpointScores, read_evaluations
 from seqtrack.runs.folder import RunFolder
 
 METRICS = ("loss", "iou", "grad_norm", "lr")
@@ -61,6 +62,8 @@ class Phase:
     weights: Weights
     """Weights of its newest checkpoint."""
     checkpoints: Sequence[PhaseCheckpoint] = ()
+    evaluations: Sequence[CheckpointScores] = ()
+    """What its checkpoints were measured at."""
     source: str | None = None
     """Path of the checkpoint that it started from, or None."""
     error: str | None = None
@@ -80,7 +83,10 @@ class Phase:
 
 
 def read_phase(name: str, run: RunFolder, total_steps: int, error: str | None = None) -> Phase | None:
-    """Reads a phase from its run's folder. None if there is no finished checkpoint. Raises CheckpointError."""
+    """Reads a phase from its run's folder. None if there is no finished checkpoint.
+
+    Raises CheckpointError, and RunFileError for a damaged `evaluation.jsonl`.
+    """
     names = whole_checkpoints(run)
     if not names:
         return None
@@ -104,6 +110,7 @@ def read_phase(name: str, run: RunFolder, total_steps: int, error: str | None = 
         meta=meta,
         weights=weights,
         checkpoints=[_describe(StoredCheckpoint(run, checkpoint)) for checkpoint in names],
+        evaluations=read_evaluations(run),
         source=source.get("path"),
         error=error,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def _against(groups: Sequence[Group], key: str, sweep: Sweep) -> Figure:
     positions = _positions(axes, values)
     for position, group in zip(positions, groups, strict=True):
         for trial in group.trials:
-            if trial.history:
+            if trial.history and sweep.metric in trial.history[-1]:
                 axes.plot(position, trial.history[-1][sweep.metric], **_marker(trial))
         if len(group.values) > 1:
             axes.errorbar(
@@ -53,18 +53,19 @@ def _curves(groups: Sequence[Group], key: str, sweep: Sweep) -> Figure:
     """The metric over the epochs, a line per trial, coloured by a parameter."""
     figure = Figure(SIZE, layout="constrained")
     axes = style_axes(figure.subplots())
-    trials = [trial for group in groups for trial in group.trials if trial.history]
+    trials = [trial for group in groups for trial in group.trials if _measured(trial, sweep)]
     values = [trial.params[key] for trial in trials]
     shades = _shades(values)
     seen = set()
     for trial, value, shade in zip(trials, values, shades, strict=True):
-        epochs = [epoch["epoch"] for epoch in trial.history]
+        history = _measured(trial, sweep)
+        epochs = [epoch["epoch"] for epoch in history]
         label = None if json.dumps(value) in seen else _text(value)
         seen.add(json.dumps(value))
-        axes.plot(epochs, [epoch[sweep.metric] for epoch in trial.history], color=shade, label=label, linewidth=1.5,
+        axes.plot(epochs, [epoch[sweep.metric] for epoch in history], color=shade, label=label, linewidth=1.5,
                   marker="o" if len(epochs) == 1 else "", markersize=4)  # fmt: skip
         if not trial.finished:
-            axes.plot(epochs[-1], trial.history[-1][sweep.metric], marker="x", color=shade, markersize=7, mew=1.8)
+            axes.plot(epochs[-1], history[-1][sweep.metric], marker="x", color=shade, markersize=7, mew=1.8)
     axes.set_xlabel("Epoch (× ended early)" if any(not trial.finished for trial in trials) else "Epoch")
     axes.set_ylabel(LABELS.get(sweep.metric, sweep.metric))
     if _norm(values) is not None and len(seen) > 12:
@@ -72,6 +73,11 @@ def _curves(groups: Sequence[Group], key: str, sweep: Sweep) -> Figure:
     elif seen:
         axes.legend(frameon=False, fontsize=9, title=key.rpartition(".")[2])
     return figure
+
+
+def _measured(trial: Trial, sweep: Sweep) -> list[Mapping[str, float]]:
+    """The epochs of which the metric is known."""
+    return [epoch for epoch in trial.history if sweep.metric in epoch]
 
 
 def _norm(values: Sequence[Any]) -> Normalize | None:

@@ -13,7 +13,8 @@ from pyarrow import fs
 
 from seqtrack.config import ConfigError
 from seqtrack.model.weights import META_FILE
-from seqtrack.runs.checkpoint import whole_checkpoints
+from seqtrack.runs.checkpoint import checkpoint_name, whole_checkpoints
+from seqtrack.runs.evaluations import auc_by_checkpoint, read_evaluations
 from seqtrack.runs.folder import RunFileError, RunFolder
 from seqtrack.sweeps.settings import Params, Sweep, parse_sweep
 
@@ -44,7 +45,7 @@ class Trial:
     name: str
     note: TrialNote
     history: Sequence[Mapping[str, float]]
-    """Summary of each epoch that has a checkpoint."""
+    """Summary of each epoch that has a checkpoint, with its `auc` where that was measured."""
     checkpoint: str | None
     """The newest, by its name."""
 
@@ -100,6 +101,10 @@ def read_trial(trial: RunFolder, note: TrialNote) -> Trial:
     history = meta.get("history") if meta else []
     if not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
         raise RunFileError(f"{trial.file(names[-1])}/{META_FILE}: has no list of epochs under history")
+    auc = auc_by_checkpoint(read_evaluations(trial))
+    for epoch in history:
+        if (name := checkpoint_name(int(epoch["epoch"]), 0)) in auc:
+            epoch["auc"] = auc[name]
     return Trial(trial.name, note, history, names[-1] if names else None)
 
 
@@ -134,7 +139,7 @@ def group_by_seed(trials: Sequence[Trial], metric: str) -> list[Group]:
         Group(
             json.loads(rest),
             sorted(members, key=lambda trial: trial.params.get(SEED, 0)),
-            [trial.history[-1][metric] for trial in members if trial.finished],
+            [trial.history[-1][metric] for trial in members if trial.finished and metric in trial.history[-1]],
         )
         for rest, members in groups.items()
     ]
@@ -154,6 +159,7 @@ def trials_table(trials: Sequence[Trial], sweep: Sweep) -> pa.Table:
     rows = []
     for trial in trials:
         last = trial.history[-1] if trial.history else {}
+        values = [epoch[sweep.metric] for epoch in trial.history if sweep.metric in epoch]
         rows.append(
             {
                 "trial": trial.name,
@@ -161,8 +167,8 @@ def trials_table(trials: Sequence[Trial], sweep: Sweep) -> pa.Table:
                 "status": trial.note.status,
                 "reason": trial.note.reason,
                 "epochs": len(trial.history),
-                **{name: last.get(name) for name in ("loss", "iou", "accuracy", "grad_norm", "lr")},
-                f"best_{sweep.metric}": best((epoch[sweep.metric] for epoch in trial.history), default=None),
+                **{name: last.get(name) for name in ("loss", "iou", "accuracy", "grad_norm", "lr", "auc")},
+                f"best_{sweep.metric}": best(values, default=None),
                 "seconds": sum(epoch["seconds"] for epoch in trial.history),
                 "checkpoint": f"{TRIALS}/{trial.name}/{trial.checkpoint}" if trial.checkpoint else None,
             }

@@ -38,7 +38,17 @@ from seqtrack.locations import LONGEST_NAME
 Params = dict[str, Any]
 """What a trial has different from the others: dotted setting -> value."""
 
-NOT_SWEPT = ("RUN.", "MLFLOW.", "HUB.", "TEST.", "DATA.ROOT", "DATA.SPLIT", "DATA.TRAIN.CLASSES", "DATA.SYNTHETIC.")
+NOT_SWEPT = (
+    "RUN.",
+    "MLFLOW.",
+    "HUB.",
+    "EVAL.",
+    "TEST.",
+    "DATA.ROOT",
+    "DATA.SPLIT",
+    "DATA.TRAIN.CLASSES",
+    "DATA.SYNTHETIC.",
+)
 """Beginnings of the settings that all trials share: where they run and what they read."""
 FALLING = ("loss", "grad_norm")
 """Metrics that are better when they are less."""
@@ -114,8 +124,9 @@ class Resources(_Section):
 class Sweep(_Section):
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
     """Dotted setting -> its values."""
-    metric: Literal["loss", "iou", "accuracy", "grad_norm"] = "iou"
-    """A number of an epoch's summary. Its value after a trial's last epoch counts."""
+    metric: Literal["loss", "iou", "accuracy", "grad_norm", "auc"] = "iou"
+    """A number of an epoch's summary, or `auc`: that of its checkpoint on the first of EVAL.BENCHMARKS. Its value after
+    a trial's last epoch counts."""
     mode: Literal["max", "min"] | None = None
     """Unset: `min` for loss and grad_norm, `max` for the others."""
     trials: PositiveInt = 1
@@ -189,6 +200,15 @@ class Sweep(_Section):
                         f"{source}: parameters.{key}: {shown(same)} and {shown(value)} would share the folder "
                         f"{trial_name({key: value})}; write one of them in another way"
                     )
+        if self.metric == "auc" and not config.EVAL.BENCHMARKS:
+            raise ConfigError(
+                f"{source}: metric auc needs EVAL.BENCHMARKS: on what the trials' checkpoints are measured"
+            )
+        if self.metric == "auc" and self.scheduler.type == "asha" and not config.EVAL.RESOURCES:
+            raise ConfigError(
+                f"{source}: scheduler asha with metric auc needs EVAL.RESOURCES, since it decides while trials train; "
+                "without it they are measured afterwards"
+            )
         if config.HUB.REPO_ID is not None:
             raise ConfigError(
                 "HUB.REPO_ID: trials are not uploaded; train.py with the sweep's best_config.yaml does it"

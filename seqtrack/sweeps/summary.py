@@ -103,7 +103,9 @@ def _group_table(groups: Sequence[Group], sweep: Sweep) -> Table:
 
 
 def _trial_table(trials: Sequence[Trial], sweep: Sweep) -> Table:
-    keys = list(sweep.parameters)
+    keys, shown = list(sweep.parameters), {"loss": "loss", "iou": "IoU"}
+    if any("auc" in epoch for trial in trials for epoch in trial.history):
+        shown["auc"] = "AUC"
     rows = []
     for trial in trials:
         last = trial.history[-1] if trial.history else {}
@@ -112,12 +114,12 @@ def _trial_table(trials: Sequence[Trial], sweep: Sweep) -> Table:
                 *(_text(trial.params[key]) for key in keys),
                 trial.note.status,
                 str(len(trial.history)),
-                *(f"{last[name]:.4f}" if last else "" for name in ("loss", "iou")),
+                *(f"{last[name]:.4f}" if name in last else "" for name in shown),
                 f"{sum(epoch['seconds'] for epoch in trial.history):.0f}",
                 f"trials/{trial.name}",
             ]
         )
-    return Table([*keys, "ended", "epochs", "loss", "IoU", "seconds", "folder"], rows)
+    return Table([*keys, "ended", "epochs", *shown.values(), "seconds", "folder"], rows)
 
 
 def _text(value: Any) -> str:

@@ -9,14 +9,17 @@ import ray
 from ray import tune
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from seqtrack.cluster.resources import Resources
+from seqtrack.cluster.resources import Resources, Share
 from seqtrack.config import Config
 from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.open import Data
 from seqtrack.data.storage import Root
 from seqtrack.errors import InputError
-from seqtrack.experiments.prepare import log_start, prepare
+from seqtrack.experiments.evaluate_run import RunEvaluation
+from seqtrack.experiments.evaluators import plan_within
+from seqtrack.experiments.prepare import PreparedRun, log_start, prepare
 from seqtrack.integrations.mirror_state import SECONDS_TO_OPEN, MirrorState
+from seqtrack.runs.evaluations import CheckpointScores
 from seqtrack.runs.folder import RunFolder, write_settings
 from seqtrack.sweeps.epoch_reports import EpochReports
 from seqtrack.sweeps.results import TRIALS, Trial, TrialNote, read_note, read_trial, write_note
@@ -63,7 +66,8 @@ def run_trial(params: Params, setting: TrialSetting) -> None:
     trial = read_trial(folder, note)
     # What an earlier start of the trial reported: the scheduler, which may be new, must know it too.
     for epoch in trial.history:
-        tune.report(dict(epoch))
+        if setting.sweep.metric in epoch:
+            tune.report(dict(epoch))
     if trial.ended or is_complete(trial, config, setting.sweep) or ray.get(setting.stop.is_requested.remote()):
         return
     write_note(folder, replace(note, status="unfinished", reason=""))
@@ -71,15 +75,17 @@ def run_trial(params: Params, setting: TrialSetting) -> None:
         ended = _train(config, setting)
         if ended.error is not None:
             raise ended.error
-    except (HopelessError, InputError, TrainingFailedError) as error:
+    except (HopelessError, InputError, TrainingFailedError, TrialFailed) as error:
         reason, hopeless = explain_failure(error), isinstance(error, HopelessError)
         write_note(folder, replace(note, status="failed", reason=reason, hopeless=hopeless))
         raise TrialFailed(reason) from error
 
 
 def is_complete(trial: Trial, config: Config, sweep: Sweep) -> bool:
-    """Whether it was trained to its end, or to what the sweep's `stop` asks."""
-    return len(trial.history) >= sweep.epochs(config) or any(sweep.is_enough(epoch) for epoch in trial.history)
+    """Whether it was trained, and measured if that counts, to its end or to what the sweep's `stop` asks."""
+    if any(sweep.is_enough(epoch) for epoch in trial.history):
+        return True
+    return len(trial.history) >= sweep.epochs(config) and sweep.metric in trial.history[-1]
 
 
 def await_mlflow_run(trial: RunFolder, patience: float = SECONDS_TO_OPEN) -> str | None:
@@ -112,4 +118,41 @@ def _train(config: Config, setting: TrialSetting) -> Ended:
         mlflow_run_id=await_mlflow_run(prepared.run),
     )
     log_start(prepared, setting.resources)
-    return build_trainer(job, setting.resources, [EpochReports()]).fit().return_value
+    by_auc = setting.sweep.metric == "auc"
+    evaluation = _measure_beside(prepared, setting, report=by_auc) if prepared.benchmarks else None
+    try:
+        if evaluation is not None:
+            evaluation.start()
+        ended: Ended = build_trainer(job, setting.resources, [] if by_auc else [EpochReports()]).fit().return_value
+        if evaluation is not None and ended.error is None and not ended.stopped:
+            measured = evaluation.finish(lambda: ray.get(setting.stop.is_requested.remote()))
+            if by_auc and not measured and evaluation.problem:
+                raise TrialFailed(f"its AUC is not known: {evaluation.problem}")
+        return ended
+    finally:
+        if evaluation is not None:
+            evaluation.close()
+
+
+def _measure_beside(prepared: PreparedRun, setting: TrialSetting, report: bool) -> RunEvaluation:
+    """Measures a trial's checkpoints beside its training, or after it, on its part of the cluster.
+
+    `report`: whether Ray Tune is told of the epochs that are measured, with their AUC.
+    """
+    resources, workers, run = setting.resources, prepared.config.RUN.WORKERS, prepared.run
+    share = resources.evaluation
+    own = Share(workers * resources.cpus_per_worker, workers * resources.gpus_per_worker)
+
+    def tell(scores: CheckpointScores) -> None:
+        for epoch in read_trial(run, TrialNote({})).history:
+            if epoch["step"] == scores.step and scores.benchmark == prepared.benchmarks[0].benchmark.name:
+                tune.report(dict(epoch))
+
+    return RunEvaluation(
+        prepared.config,
+        run,
+        prepared.benchmarks,
+        plan_within(share, yields=True) if share is not None else None,
+        lambda: plan_within(own, yields=False),
+        tell if report else lambda scores: None,
+    )

@@ -27,6 +27,11 @@ class TrainedModel(NamedTuple):
     """The run's checkpoint that it is, if it is one."""
 
     @property
+    def epoch(self) -> int | None:
+        """The epoch after which the checkpoint was written; None if it is none."""
+        return self.step // self.config.steps_per_epoch if self.step else None
+
+    @property
     def step(self) -> int:
         """Training steps after which the checkpoint was written; 0 if it is none."""
         found = NAME.fullmatch(self.checkpoint.name) if self.checkpoint is not None else None

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from seqtrack.cluster.resources import plan_resources
+from seqtrack.cluster.resources import Share, plan_resources
 from seqtrack.config import Config, ConfigError
 
 
@@ -40,3 +40,38 @@ def test_training_leaves_cpus_for_data(
 def test_a_cluster_that_is_too_small_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_resources(Config().with_settings(settings), {"CPU": 2, "GPU": 0, "nodes": 1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "cpus", "gpus", "share", "data"),
+    [
+        ({}, 8, 0, None, None),  # data tasks take all that is free
+        ({"RUN.DATA_CPUS": 4.0}, 8, 0, Share(3, 0), 4),
+        ({"RUN.DATA_CPUS": 4.0}, 5, 0, None, 4),
+        ({}, 16, 1, None, None),  # a CPU is no place for a model where there are GPUs
+        ({"RUN.WORKERS": 2}, 16, 4, Share(2, 2), 12),
+        ({"RUN.WORKERS": 2, "EVAL.RESOURCES": {"GPU": 1.0}}, 16, 4, Share(1, 1), 13),
+        ({"EVAL.RESOURCES": {"CPU": 2.0}}, 8, 0, Share(2, 0), 5),
+        ({"EVAL.RESOURCES": {"CPU": 2.0}, "RUN.DATA_CPUS": 3.0}, 8, 0, Share(2, 0), 3),
+        ({"EVAL.RESOURCES": {}}, 16, 4, None, None),
+    ],
+)
+def test_evaluation_takes_what_is_left_or_what_settings_say(
+    settings: dict[str, Any], cpus: float, gpus: float, share: Share | None, data: float | None
+) -> None:
+    """The share, and the most CPUs of all data tasks."""
+    config = Config().with_settings(settings | {"EVAL.BENCHMARKS": {"lasot": "/data/lasot"}})
+    resources = plan_resources(config, {"CPU": cpus, "GPU": gpus, "nodes": 1})
+    assert (resources.evaluation, resources.placement.most_cpus) == (share, data)
+
+
+def test_without_benchmarks_nothing_is_kept_for_evaluation() -> None:
+    config = Config().with_settings({"EVAL.RESOURCES": {"CPU": 2.0}})
+    resources = plan_resources(config, {"CPU": 8, "GPU": 0, "nodes": 1})
+    assert resources.evaluation is None and resources.placement.most_cpus is None
+
+
+def test_a_share_that_leaves_nothing_for_data_is_refused() -> None:
+    config = Config().with_settings({"EVAL.BENCHMARKS": {"lasot": "/x"}, "EVAL.RESOURCES": {"CPU": 7.0}})
+    with pytest.raises(ConfigError, match="7 CPUs and 0 GPUs asked for, and the training leaves 7 CPUs"):
+        plan_resources(config, {"CPU": 8, "GPU": 0, "nodes": 1})

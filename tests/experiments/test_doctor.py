@@ -40,7 +40,7 @@ def test_a_machine_on_which_a_run_could_start(settings: Path, capsys: pytest.Cap
     shown = lines(capsys.readouterr().out)
     assert list(shown) == [
         *("Python", "packages", "CPUs", "memory", "shared memory", "disk", "GPUs", "Ray", "MLflow", "Hub", "decoder"),
-        *("jpegtran", "settings", "workers", "weights", "data"),
+        *("jpegtran", "settings", "workers", "weights", "data", "benchmarks"),
     ]
     assert shown["data"].endswith(": 4 sequences, 120 frames")
     assert not [line for line in shown.values() if line.startswith("NO")]
@@ -161,7 +161,7 @@ def test_a_check_that_raises_is_one_line(
 
     monkeypatch.setattr(doctor, "check_decoder", check)
     found = {finding.name: finding for finding in doctor.examine(tiny_config)}
-    assert found["decoder"].fits is False and len(found) == 16
+    assert found["decoder"].fits is False and len(found) == 17
 
 
 def test_colours_are_for_terminals_that_want_them(settings: Path) -> None:

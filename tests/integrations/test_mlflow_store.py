@@ -27,6 +27,7 @@ from seqtrack.integrations.mlflow_store import (
     log_evaluation,
     open_parent_run,
 )
+from seqtrack.runs.evaluations import CheckpointScores
 from seqtrack.runs.folder import RunFolder
 from tests.integrations.servers import empty_store, wait_until
 from tests.training.runs import REPOSITORY
@@ -56,12 +57,16 @@ def test_an_experiment_of_parts_is_found_again_whatever_its_name(name: str, trac
     assert open_parent_run(config) == parent
 
 
+def scores(step: int, auc: float) -> CheckpointScores:
+    return CheckpointScores(f"checkpoint_epoch_{step // 6:04d}", step, "lasot", "pytracking", 280, 280, {"auc": auc})
+
+
 def test_an_evaluation_that_is_repeated_stays_one_point_of_the_curve(tracked: Tracked, tmp_path: Path) -> None:
     config, _ = tracked(empty_store(tmp_path))
     run = open_parent_run(config)
     assert run is not None
     for step, auc in ((6, 10.5), (12, 20.25), (6, 10.5)):
-        log_evaluation(config, run, step, {"lasot/pytracking/auc": auc})
+        log_evaluation(config, run, [scores(step, auc)])
     history = MlflowClient(config.MLFLOW.TRACKING_URI).get_metric_history(run, "lasot/pytracking/auc")
     assert sorted((one.step, one.value) for one in history) == [(6, 10.5), (12, 20.25)]
 
@@ -70,7 +75,7 @@ def test_a_store_that_takes_no_evaluation_is_a_warning(
     tracked: Tracked, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config, _ = tracked(empty_store(tmp_path))
-    log_evaluation(config, "0" * 32, 6, {"lasot/pytracking/auc": 1.0})
+    log_evaluation(config, "0" * 32, [scores(6, 1.0)])
     assert "MLflow did not take the evaluation; the same command tries again: " in caplog.text
 
 
