@@ -131,7 +131,10 @@ class Evaluators:
     def __init__(self, plan: Plan, kind: type[Evaluator] = Evaluator) -> None:
         """`kind`: what each worker is."""
         self.plan = plan
-        self._actor_type = ray.remote(kind).options(num_cpus=plan.cpus, num_gpus=float(plan.device == "cuda"))
+        # Not in the placement group of a sweep's trial, which has room for nothing else.
+        self._actor_type = ray.remote(kind).options(
+            num_cpus=plan.cpus, num_gpus=float(plan.device == "cuda"), scheduling_strategy="DEFAULT"
+        )
         self._workers = [self._actor_type.remote(plan) for _ in range(plan.workers)]
         self._losses: Counter[str] = Counter()
 

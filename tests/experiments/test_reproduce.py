@@ -20,9 +20,14 @@ from safetensors.torch import load_file, save_file
 
 from seqtrack.config import load_config
 from seqtrack.experiments import reproduce as experiment
+from seqtrack.experiments.benchmarks import open_for_run
+from seqtrack.experiments.evaluate_run import RunEvaluation
+from seqtrack.experiments.evaluators import Plan
 from seqtrack.experiments.train import Outcome
+from seqtrack.runs.evaluations import read_evaluations
+from seqtrack.runs.folder import RunFolder
 from seqtrack.training.loop import HopelessError
-from tests.folders import stored_at
+from tests.folders import run_at, stored_at
 from tests.settings import make_tiny_settings
 from tests.training.loops import train
 from tests.training.runs import REPOSITORY, assert_refused, load_job, write_config
@@ -49,13 +54,20 @@ class Story(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def story(cluster: None, config: str) -> Story:
-    """The first phase has been trained before, without Ray."""
-    settings = load_config(config)
+def story(cluster: None, config: str, lasot_root: Path) -> Story:
+    """The first phase has been trained before, without Ray. Checkpoints of both phases are measured."""
+    measured = [f"EVAL.BENCHMARKS={{mine: {lasot_root}}}", "EVAL.SEQUENCES=1"]
+    settings = load_config(config, measured)
     folder = Path(config).parent / "runs/twice"
-    train(settings.with_settings({"RUN.STORAGE_PATH": str(folder), "RUN.NAME": "phase1"}))
+    phase1 = settings.with_settings({"RUN.STORAGE_PATH": str(folder), "RUN.NAME": "phase1"})
+    train(phase1)
+    one = Plan(workers=1, slots=1, device="cpu", precision="fp32")
+    evaluation = RunEvaluation(phase1, RunFolder.of(phase1), open_for_run(phase1), None, lambda: one)
+    evaluation.start()
+    assert evaluation.finish()
+    evaluation.close()
     with redirect_stdout(io.StringIO()) as shown:
-        code = job.main(["--config", config])
+        code = job.main(["--config", config, *measured])
     return Story(code, shown.getvalue(), folder)
 
 
@@ -97,6 +109,23 @@ def test_mlflow_has_the_trained_phase_below_the_experiment_and_its_report(story:
     assert parent.data.metrics["reproduced"] == 1
     files = {artifact.path for artifact in client.list_artifacts(parent.info.run_id, "report")}
     assert {"report/index.html", "report/report.md", "report/loss.png", "report/loss.svg"} <= files
+
+
+def test_both_phases_track_alike(story: Story) -> None:
+    page = (story.folder / "report/report.md").read_text()
+    (phase1,) = [one for one in read_evaluations(run_at(story.folder / "phase1")) if one.step == 18]
+    (phase2,) = read_evaluations(run_at(story.folder / "phase2"))
+    assert phase2 == phase1
+    auc = f"{phase1.measures['auc']:.4f}"
+    assert f"| 3 | mine_1of4/pytracking | {auc} | {auc} | 0 |" in page
+    client = MlflowClient(f"sqlite:///{story.folder.parent}/mlflow.db")
+    experiment = client.get_experiment_by_name("seqtrack").experiment_id
+    runs = {run.info.run_name: run for run in client.search_runs([experiment])}
+    assert runs["twice"].data.metrics["difference/auc"] == 0
+    history = client.get_metric_history(runs["phase2"].info.run_id, "mine_1of4/pytracking/auc")
+    assert [(point.step, point.value) for point in history] == [(18, phase2.measures["auc"])]
+    pages = {artifact.path for artifact in client.list_artifacts(runs["phase2"].info.run_id, "evaluation")}
+    assert pages == {"evaluation/index.html"}
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import ray
 import torch
+from huggingface_hub import ModelCard
 from pyarrow import fs
 
 from seqtrack.config import Config
@@ -27,6 +28,7 @@ from seqtrack.runs.checkpoint import (
     verify_checkpoint,
     whole_checkpoints,
 )
+from seqtrack.runs.evaluations import CheckpointScores, add_evaluation
 from seqtrack.runs.folder import RunFolder
 from seqtrack.tracker.load import load_trained
 from tests.folders import run_at
@@ -250,6 +252,23 @@ def test_the_choice_of_checkpoints(
         checkpoint_name(epoch, 0) for epoch in sent
     ]
     assert files["model.safetensors"] == (folder / checkpoint_name(main, 0) / "model.safetensors").read_bytes()
+
+
+def test_the_best_in_tracking_can_be_the_repositorys_own(server: HubServer, run: tuple[Config, Path]) -> None:
+    """The card says how well each checkpoint tracks, and where the Hub's page looks for numbers, the best one."""
+    config, folder = run
+    for epoch, auc in ((1, 61.25), (2, 40.0), (3, 50.0)):
+        name = checkpoint_name(epoch, 0)
+        add_evaluation(run_at(folder), CheckpointScores(name, 6 * epoch, "lasot", "pytracking", 280, 280, {"auc": auc}))
+    upload(config.with_settings({"EVAL.BENCHMARKS": {"lasot": "/data/lasot"}, "HUB.BEST_BY": "auc"}), folder)
+    files = tree(server)
+    best = folder / checkpoint_name(1, 0) / "model.safetensors"
+    assert files["model.safetensors"] == best.read_bytes()
+    card = ModelCard(files["README.md"].decode())
+    assert "| checkpoint_epoch_0002 | 40.00 |" in card.text
+    (result,) = card.data.get("eval_results")
+    assert (result.dataset_type, result.dataset_name) == ("lasot", "LaSOT test (280 of 280 sequences)")
+    assert (result.metric_type, result.metric_name, result.metric_value) == ("auc", "AUC (protocol pytracking)", 61.25)
 
 
 def test_strangers_find_a_card_and_load_the_model(server: HubServer, filled: Path) -> None:

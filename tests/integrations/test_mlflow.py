@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from seqtrack.experiments.train import run_training
 from seqtrack.integrations import mlflow
 from seqtrack.integrations.mlflow import MIRROR_FILE, Mirror, MirrorState, MirrorThread, deliver
 from seqtrack.runs.checkpoint import whole_checkpoints
+from seqtrack.runs.evaluations import CheckpointScores, add_evaluation
 from seqtrack.runs.folder import RunFileError, RunFolder
 from seqtrack.runs.log import LOG_FILE, METRICS_FILE, MetricsFile, parse_record, read_metrics
 from tests.integrations.servers import MlflowServer, postgresql, wait_until
@@ -109,6 +111,21 @@ def test_a_line_break_after_the_address_of_a_server_is_no_part_of_it(
     mirror = started(config, run)
     mirror.finish()
     assert {"config.yaml", "train.log"} <= artifacts(config)
+
+
+def test_numbers_of_checkpoints_and_their_page_arrive_once(server: MlflowServer, tracked: Tracked) -> None:
+    config, run = tracked(server.uri)
+    mirror = started(config, run)
+    scores = CheckpointScores("checkpoint_epoch_0001", 6, "lasot", "pytracking", 280, 280, {"auc": 10.5})
+    add_evaluation(run, scores)
+    mirror.sync()
+    add_evaluation(run, replace(scores, checkpoint="checkpoint_epoch_0002", step=12, measures={"auc": 20.25}))
+    run.child("evaluation").create()
+    run.write("evaluation/index.html", "<p>A page</p>")
+    mirror.finish()
+    started(config, run).finish()
+    assert history(config, "lasot/pytracking/auc") == [(6, 10.5), (12, 20.25)]
+    assert artifacts(config, "evaluation") == {"evaluation/index.html"}
 
 
 def test_more_records_than_a_request_may_hold(server: MlflowServer, tracked: Tracked) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from seqtrack.config import Config
 from seqtrack.reports.comparison import compare
+from seqtrack.runs.evaluations import CheckpointScores
 from tests.reports.phases import made_up_phase
 
 
@@ -70,3 +71,16 @@ def test_phases_without_a_common_step_cannot_be_compared(tiny_config: Config) ->
     result = compare(made_up_phase(tiny_config, done=20), made_up_phase(tiny_config, "Phase 2", first_epoch=2, done=20))
     assert result.verdict == "nothing to compare"
     assert not result.reproduced
+
+
+def test_the_same_checkpoint_of_both_phases_is_compared_on_each_benchmark(tiny_config: Config) -> None:
+    def measured(step: int, auc: float) -> CheckpointScores:
+        name = f"checkpoint_epoch_{step // 10:04d}"
+        return CheckpointScores(name, step, "lasot", "pytracking", 280, 280, {"auc": auc})
+
+    phase1 = made_up_phase(tiny_config, evaluations=[measured(20, 30.0), measured(30, 40.0), measured(40, 50.0)])
+    phase2 = made_up_phase(
+        tiny_config, "Phase 2", first_epoch=2, evaluations=[measured(20, 0.0), measured(30, 40.0), measured(40, 50.5)]
+    )
+    found = [(one.step, one.auc1, one.auc2, one.difference) for one in compare(phase1, phase2).tracking]
+    assert found == [(30, 40.0, 40.0, 0.0), (40, 50.0, 50.5, 0.5)], "phase 2 did not train the second epoch"

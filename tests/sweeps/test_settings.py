@@ -130,7 +130,7 @@ def test_lr_seed_is_five_learning_rates_with_three_seeds() -> None:
         ({"parameters": {"SEED": {"grid": [1]}}, "trails": 3}, "trails: unknown; parameters, metric, mode, trials, "),
         ({"parameters": {"SEED": {"grid": [1]}}, "trials": 3}, "trials 3: every parameter is a grid, nothing is drawn"),
         ({"parameters": {"SEED": {"grid": [1]}}, "search": {"type": "optuna"}}, "`choice` instead of `grid`"),
-        ({"parameters": {"SEED": {"grid": [1]}}, "metric": "auc"}, "metric: Input should be 'loss', 'iou'"),
+        ({"parameters": {"SEED": {"grid": [1]}}, "metric": "map"}, "metric: Input should be 'loss', 'iou'"),
         ({"parameters": {"SEED": {"grid": [1]}}, "stop": {"iuo": 1}}, "stop.iuo.[key]: Input should be"),
     ],
 )
@@ -141,6 +141,25 @@ def test_a_mistake_is_named_with_its_file(tmp_path: Path, values: dict[str, Any]
         load_sweep(path).check(Config(), str(path))
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "message"),
+    [
+        ({}, {}, r"sweep\.yaml: metric auc needs EVAL\.BENCHMARKS"),
+        (
+            {"scheduler": {"type": "asha"}},
+            {"EVAL.BENCHMARKS": {"lasot": "/data/lasot"}},
+            r"sweep\.yaml: scheduler asha with metric auc needs EVAL\.RESOURCES",
+        ),
+    ],
+)
+def test_trials_cannot_be_compared_by_what_is_not_measured(
+    values: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    sweep = sweep_of(parameters={"SEED": {"grid": [1]}}, metric="auc", **values)
+    with pytest.raises(ConfigError, match=message):
+        sweep.check(Config().with_settings(settings), "sweep.yaml")
 
 
 def test_uploads_belong_to_one_training() -> None:

@@ -24,6 +24,8 @@ from mlflow import MlflowClient
 from pyarrow import parquet
 
 from seqtrack.config import load_config
+from seqtrack.runs.evaluations import read_evaluations
+from tests.folders import run_at
 from tests.settings import make_tiny_settings
 from tests.training.loops import train
 from tests.training.runs import REPOSITORY, assert_refused, assert_same_bits, load_job, write_config
@@ -125,6 +127,24 @@ def test_each_trial_has_its_own_mlflow_run_below_the_sweeps_and_its_checkpoints_
     assert {meta["mlflow_run_id"] for meta in metas} == {good.info.run_id}
     artifacts = {artifact.path for artifact in client.list_artifacts(parent.info.run_id, "report")}
     assert {"report/index.html", "report/trials.csv"} <= artifacts
+
+
+def test_trials_are_compared_by_how_well_they_track(swept: Swept, folder: Path, config: str, lasot_root: Path) -> None:
+    """The trial is that of `swept`, of which only the tracking is left to do."""
+    sweep = write_sweep(
+        folder, parameters={"TRAIN.LR": {"grid": [0.003]}, "SEED": {"grid": [SEED]}}, metric="auc", concurrency=1
+    )
+    found = Swept(0, "", folder / "runs/measured")
+    shutil.copytree(swept.trials / GOOD, found.trials / GOOD)
+    (found.trials / GOOD / "trial.json").write_text(json.dumps({"params": {"TRAIN.LR": 0.003, "SEED": SEED}}))
+    measured = ["RUN.NAME=measured", f"EVAL.BENCHMARKS={{mine: {lasot_root}}}", "EVAL.SEQUENCES=1"]
+    assert job.main(["--config", config, "--sweep", sweep, *measured]) == 0
+    evaluations = read_evaluations(run_at(found.trials / GOOD))
+    assert [one.step for one in evaluations] == [80, 160]
+    row = found.rows()[GOOD]
+    assert (row["status"], row["auc"]) == ("finished", evaluations[-1].measures["auc"])
+    assert row["best_auc"] == max(one.measures["auc"] for one in evaluations)
+    assert f"with auc {row['auc']:.4f}" in (found.folder / "summary.md").read_text()
 
 
 @pytest.fixture(scope="module")
