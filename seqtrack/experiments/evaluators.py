@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 SECONDS = 1.0
 """How often a worker says how far it is."""
+MOST_THREADS = 16
+"""Threads of a worker that decode frames, at most: more than a GPU's model needs."""
 MOST_LOSSES = 3
 """Workers that may be lost with the same sequence under way, or before they have begun."""
 
@@ -48,6 +50,8 @@ class Plan(NamedTuple):
     precision: Literal["fp32", "bf16"]
     cpus: float = 1.0
     """CPUs of the cluster that each worker takes."""
+    threads: int = 2
+    """Frames that each worker decodes at the same time, ahead of its model."""
 
     @property
     def together(self) -> int:
@@ -58,7 +62,10 @@ class Plan(NamedTuple):
 def plan_workers(
     workers: int | None, batch: int | None, device: str | None, precision: Literal["fp32", "bf16"]
 ) -> Plan:
-    """Joins the cluster and plans the workers: as many as it has GPUs, or CPUs. Raises ConfigError."""
+    """Joins the cluster and plans the workers: as many as it has GPUs, or CPUs. Raises ConfigError.
+
+    Frames are decoded by the worker's share of the cluster's CPUs, which nothing else uses while models are on GPUs.
+    """
     join_cluster()
     there = cluster_resources()
     device = device or ("cuda" if there["GPU"] >= 1 else "cpu")
@@ -66,7 +73,8 @@ def plan_workers(
         raise ConfigError(f"{workers or 1} GPUs asked for, and the cluster has {there['GPU']:g} (--device cpu)")
     number = workers or max(1, int(there["GPU" if device == "cuda" else "CPU"]))
     cpus = min(1.0, int(there["CPU"] / number * 1000) / 1000)
-    return Plan(number, batch or (1 if device == "cpu" else 8), device, precision, cpus)
+    threads = min(max(2, int(there["CPU"] / number)), MOST_THREADS)
+    return Plan(number, batch or (1 if device == "cpu" else 8), device, precision, cpus, threads)
 
 
 class Progress(NamedTuple):
@@ -92,7 +100,7 @@ class Evaluator:
         if self._lanes is not None:
             self._lanes.close()
         tracker = BatchTracker(model, settings, self._plan.slots, self._plan.device, self._plan.precision)
-        self._lanes = Lanes(tracker, root)
+        self._lanes = Lanes(tracker, root, self._plan.threads)
 
     def advance(self, new: Sequence[BenchmarkSequence]) -> Progress:
         """Takes new sequences and tracks for a second, or until one has ended."""

@@ -20,7 +20,7 @@ from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import folder_of_sequences, open_benchmark
 from seqtrack.evaluation.results import read_track, write_track
 from seqtrack.experiments.evaluate import expand, tracker_name
-from seqtrack.experiments.evaluators import EvaluationError, Evaluator, Evaluators, Plan, Progress
+from seqtrack.experiments.evaluators import EvaluationError, Evaluator, Evaluators, Plan, Progress, plan_workers
 from seqtrack.tracker import TrackerSettings
 from seqtrack.tracker.lanes import Finished
 from seqtrack.tracker.load import load_trained
@@ -111,6 +111,11 @@ def test_what_a_lost_worker_had_under_way_is_tracked_by_others(
     for name, track in found:
         written = [[float(value) for value in line.split()] for line in boxes(measured)[f"{name}.txt"].splitlines()]
         assert track.boxes_xywh.round(4).tolist() == written
+
+
+def test_a_worker_decodes_with_its_share_of_the_clusters_cpus(cluster: None) -> None:
+    threads = [plan_workers(workers, None, "cpu", "fp32").threads for workers in (1, 2, 4)]
+    assert threads == [4, 2, 2]  # the cluster has four
 
 
 class Dying(Evaluator):
