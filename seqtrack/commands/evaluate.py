@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where models run (GPUs, if the cluster has any)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic (fp32)")
     parser.add_argument("--integers", action="store_true", help="cut boxes to whole pixels, as older results are")
+    parser.add_argument("--no-videos", dest="videos", action="store_false", help="no videos of the worst sequences")
     parser.set_defaults(to_go_on=f"{GOES_ON} {TO_GO_ON}")
 
 
@@ -124,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
         print("\n".join(["", *table_lines(evaluations), ""]))
         for note in dict.fromkeys(note for one in evaluations for note in one.notes):
             print(note)
-        page = write_page(evaluations, facts, options.out)
+        page = write_page(evaluations, facts, options.out, options.videos)
         for run_id, config in mlflow_runs.items():
             log_page(config, run_id, page)
         print(f"Wrote {page}, summary.json and results.parquet")

@@ -55,7 +55,11 @@ class ArrayFrame:
 
 
 class FrameDecoder:
-    """Opens frames with the fastest library that is installed."""
+    """Opens frames with the fastest library that is installed.
+
+    Threads may share one that was made with `by_region=False`. Otherwise it and its frames belong to one thread: a
+    decoder of nvidia-nvimgcodec that two threads use ends in errors and segmentation faults (version 0.9.0).
+    """
 
     def __init__(self, by_region: bool = True) -> None:
         """`by_region=False` uses OpenCV even where nvidia-nvimgcodec is installed."""

@@ -30,8 +30,11 @@ def colour_of(target: int) -> tuple[int, int, int]:
     return COLOURS[target % len(COLOURS)]
 
 
-def draw(image: Image, drawn: Sequence[Drawn]) -> Image:
-    """A copy of (H, W, 3) with the boxes; lines and letters grow with the picture."""
+def draw(image: Image, drawn: Sequence[Drawn], caption: str = "") -> Image:
+    """A copy of (H, W, 3) with the boxes, and a caption in its upper left corner.
+
+    Lines and letters grow with the picture. The letters are those of ASCII.
+    """
     picture = np.ascontiguousarray(image).copy()
     unit = max(round(min(picture.shape[:2]) / 360), 1)
     for box_xywh, text, colour in drawn:
@@ -41,8 +44,18 @@ def draw(image: Image, drawn: Sequence[Drawn]) -> Image:
         corner, opposite = (round(x), round(y)), (round(x + w), round(y + h))
         cv2.rectangle(picture, corner, opposite, (0, 0, 0), 2 * unit + 2)
         cv2.rectangle(picture, corner, opposite, colour, 2 * unit)
-        if text:
-            place = (corner[0], max(corner[1] - 4 * unit, 12 * unit))
-            for inner, thickness in (((0, 0, 0), 3 * unit), (colour, unit)):
-                cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45 * unit, inner, thickness, cv2.LINE_AA)
+        _write(picture, text, (corner[0], max(corner[1] - 4 * unit, 12 * unit)), colour, unit, 0.45)
+    _write(picture, caption, (6 * unit, 20 * unit), TRUTH, unit, 0.6)
     return picture
+
+
+def _write(
+    picture: Image, text: str, place: tuple[int, int], colour: tuple[int, int, int], unit: int, size: float
+) -> None:
+    """Writes a line with a dark edge. `place`: where its lower left corner is."""
+    if not text:
+        return
+    edge = [(dx * unit, dy * unit, (0, 0, 0)) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+    for dx, dy, shade in [*edge, (0, 0, colour)]:  # thicker letters would be wider too
+        corner = (place[0] + dx, place[1] + dy)
+        cv2.putText(picture, text, corner, cv2.FONT_HERSHEY_SIMPLEX, size * unit, shade, unit, cv2.LINE_AA)

@@ -247,11 +247,13 @@ def score_all(data: BenchmarkData, found: dict[str, str], protocol: str | None) 
     return evaluate(data, results, protocol)
 
 
-def write_page(evaluations: Sequence[Evaluation], facts: Mapping[str, TrackerFacts], place: str) -> str:
-    """Writes `index.html` with its figures into a folder or to a URI, and returns where it is. Raises OSError."""
+def write_page(
+    evaluations: Sequence[Evaluation], facts: Mapping[str, TrackerFacts], place: str, videos: bool = True
+) -> str:
+    """Writes `index.html` with figures and videos into a folder or to a URI. Returns where it is. Raises OSError."""
     filesystem, path = filesystem_at(absolute(place))
     with tempfile.TemporaryDirectory() as folder:
-        write_evaluation_report(Path(folder), evaluations, facts=facts)
+        write_evaluation_report(Path(folder), evaluations, facts=facts, videos=absolute(place) if videos else None)
         fs.copy_files(folder, path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
     return child(absolute(place), "index.html")
 

@@ -178,7 +178,7 @@ class RunEvaluation:
             for name in found:
                 facts[name] = folders[name].facts(epoch_of(name), self._run.name)
         if evaluations:
-            write_page(evaluations, facts, place)
+            write_page(evaluations, facts, place, videos=False)
 
 
 def series_of(data: BenchmarkData) -> str:

@@ -32,6 +32,8 @@ SECONDS = 1.0
 """How often a worker says how far it is."""
 SLOTS = 8
 """Sequences that a GPU tracks side by side, by default."""
+MOST_THREADS = 16
+"""Threads of a worker that decode frames, at most: more than a GPU's model needs."""
 MOST_LOSSES = 3
 """Workers that may be lost with the same sequence under way, or before they have begun."""
 
@@ -55,6 +57,8 @@ class Plan(NamedTuple):
     precision: Literal["fp32", "bf16"]
     cpus: float = 1.0
     """CPUs of the cluster that each worker takes."""
+    threads: int = 2
+    """Frames that each worker decodes at the same time, ahead of its model."""
     yields: bool = False
     """Whether other processes of the machine go first, such as a training's."""
 
@@ -67,7 +71,10 @@ class Plan(NamedTuple):
 def plan_workers(
     workers: int | None, batch: int | None, device: str | None, precision: Literal["fp32", "bf16"]
 ) -> Plan:
-    """Joins the cluster and plans the workers: as many as it has GPUs, or CPUs. Raises ConfigError."""
+    """Joins the cluster and plans the workers: as many as it has GPUs, or CPUs. Raises ConfigError.
+
+    Frames are decoded by the worker's share of the cluster's CPUs, which nothing else uses while models are on GPUs.
+    """
     join_cluster()
     there = cluster_resources()
     device = device or ("cuda" if there["GPU"] >= 1 else "cpu")
@@ -75,7 +82,8 @@ def plan_workers(
         raise ConfigError(f"{workers or 1} GPUs asked for, and the cluster has {there['GPU']:g} (--device cpu)")
     number = workers or max(1, int(there["GPU" if device == "cuda" else "CPU"]))
     cpus = min(1.0, int(there["CPU"] / number * 1000) / 1000)
-    return Plan(number, batch or (1 if device == "cpu" else SLOTS), device, precision, cpus)
+    threads = _threads(there["CPU"] / number)
+    return Plan(number, batch or (1 if device == "cpu" else SLOTS), device, precision, cpus, threads)
 
 
 def plan_within(share: Share, yields: bool) -> Plan:
@@ -83,7 +91,13 @@ def plan_within(share: Share, yields: bool) -> Plan:
     device: Literal["cpu", "cuda"] = "cuda" if share.gpus >= 1 else "cpu"
     number = max(1, int(share.gpus if device == "cuda" else share.cpus))
     cpus = min(1.0, int(share.cpus / number * 1000) / 1000)
-    return Plan(number, 1 if device == "cpu" else SLOTS, device, "fp32", cpus, yields)
+    threads = _threads(share.cpus / number)
+    return Plan(number, 1 if device == "cpu" else SLOTS, device, "fp32", cpus, threads, yields)
+
+
+def _threads(cpus: float) -> int:
+    """Threads that decode frames in a worker that has so many CPUs to itself."""
+    return min(max(2, int(cpus)), MOST_THREADS)
 
 
 class Progress(NamedTuple):
@@ -111,7 +125,7 @@ class Evaluator:
         if self._lanes is not None:
             self._lanes.close()
         tracker = BatchTracker(model, settings, self._plan.slots, self._plan.device, self._plan.precision)
-        self._lanes = Lanes(tracker, root)
+        self._lanes = Lanes(tracker, root, self._plan.threads)
 
     def advance(self, new: Sequence[BenchmarkSequence]) -> Progress:
         """Takes new sequences and tracks for a second, or until one has ended."""

@@ -1,8 +1,10 @@
-"""Writes what an evaluation found: `index.html`, which needs no other file, `report.md`, and figures as PNG and SVG."""
+"""Writes what an evaluation found: `index.html`, `report.md`, figures as PNG and SVG, and videos.
+
+`index.html` needs no other file, except the videos that it links.
+"""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ from seqtrack.reports.evaluation_tables import (
     number_table,
     speed_table,
 )
+from seqtrack.reports.evaluation_videos import FRAMES, RATE, Video, write_videos
 from seqtrack.reports.pages import save_figure, write_pages
 
 WORST = 10
@@ -51,7 +54,7 @@ class Strip:
     sequence: str
     facts: str
     video: str
-    """Address of its video, if there is one."""
+    """Address of its video as seen from the page; empty if there is none."""
     frames: Sequence[Shown]
 
 
@@ -75,7 +78,8 @@ class Section:
     worst_of: str = ""
     """The tracker and measure whose worst sequences the strips show."""
     strips: list[Strip] = field(default_factory=list)
-    no_pictures: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
+    """Which pictures and videos there are not, and why."""
 
 
 def write_evaluation_report(
@@ -84,19 +88,18 @@ def write_evaluation_report(
     *,
     title: str = "Evaluation",
     facts: Mapping[str, TrackerFacts] | None = None,
-    videos: Mapping[str, str | Path] | None = None,
+    videos: str | None = None,
     worst_of: str | None = None,
 ) -> Path:
     """Writes the page of any number of trackers on any number of benchmarks. Returns the path of `index.html`.
 
-    `facts`: what is known of how trackers ran, by their names; `videos`: name of a sequence -> address or path of a
-    video of it; `worst_of`: the tracker whose worst sequences are shown; by default, and where it was not scored, it is
-    each benchmark's best. Frames that cannot be read are no error: the page says so. Raises OSError if the folder
-    cannot be written to.
+    `facts`: what is known of how trackers ran, by their names; `videos`: the folder or URI where the page will be, into
+    which videos of the worst sequences are written, or None for no videos; `worst_of`: the tracker whose worst
+    sequences are shown; by default, and where it was not scored, it is each benchmark's best. Frames that cannot be
+    read are no error: the page says so. Raises OSError if the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = facts or {}
-    links = {name: _link(folder, place) for name, place in (videos or {}).items()}
     trackers = list(dict.fromkeys(one.tracker for one in evaluations))
     looks = looks_of(trackers)
     sections: list[Section] = []
@@ -109,7 +112,7 @@ def write_evaluation_report(
         if (benchmark, names) not in pictured:  # another protocol has the same pictures
             pictured.add((benchmark, names))
             chosen = next((one for one in group if one.tracker == worst_of), group[0])
-            _add_strips(section, chosen, group, looks, links)
+            _add_strips(section, chosen, group, looks, videos)
     whole = [name for name in trackers if any(one.tracker == name and one.integers for one in evaluations)]
     page = {
         "title": title,
@@ -118,6 +121,7 @@ def write_evaluation_report(
         "resamples": f"{RESAMPLES:,}",
         "notes": [INTEGERS.format(", ".join(whole))] if whole else [],
         "sections": sections,
+        "of_videos": f"A video shows at most {FRAMES} frames, at equal distances, {RATE} a second.",
         "speed": speed_table(evaluations, known),
         "looks": looks if len(looks) > 1 else {},
         "images": {name: save_figure(figure, folder / name) for name, figure in figures.items()},
@@ -187,7 +191,7 @@ def _add_strips(
     chosen: Evaluation,
     group: Sequence[Evaluation],
     looks: Mapping[str, Look],
-    links: Mapping[str, str],
+    place: str | None,
 ) -> None:
     name = main_measure(chosen)
     measure = chosen.scores.measures[name]
@@ -197,10 +201,15 @@ def _add_strips(
         [(chosen.sequences[row], chosen.tracks[row]) for row in rows],
         looks[chosen.tracker].rgb,
     )
+    videos: dict[int, Video] = {}
+    if place is not None:
+        read = [row for row, strip in zip(rows, found, strict=True) if not isinstance(strip, str)]
+        made = write_videos(place, chosen, read, looks[chosen.tracker].rgb)
+        videos = dict(zip(read, made, strict=True))
     section.worst_of = f"{chosen.tracker}, by {MEASURES[name]} ({chosen.scores.protocol})"
-    lacking: dict[str, list[str]] = {}
+    lacking: dict[tuple[str, str], list[str]] = {}
     for row, strip in zip(rows, found, strict=True):
-        sequence = chosen.sequences[row]
+        sequence, video = chosen.sequences[row], videos.get(row, Video(""))
         said = [f"{MEASURES[name]} {measure.values[row]:.1f}", f"{len(sequence):,} frames"]
         others = [one.scores.measures[name].values[row] for one in group if one is not chosen]
         if others:
@@ -208,21 +217,16 @@ def _add_strips(
         if sequence.attributes:
             said.append(" ".join(sequence.attributes))
         if isinstance(strip, str):
-            lacking.setdefault(strip, []).append(sequence.name)
+            lacking.setdefault(("pictures", strip), []).append(sequence.name)
+        if video.lacking:
+            lacking.setdefault(("videos", video.lacking), []).append(sequence.name)
         frames = [] if isinstance(strip, str) else strip
-        section.strips.append(Strip(sequence.name, " · ".join(said), links.get(sequence.name, ""), frames))
-    for why, names in lacking.items():
+        section.strips.append(Strip(sequence.name, " · ".join(said), video.link, frames))
+    for (what, why), names in lacking.items():
         which = "" if len(names) == len(rows) else f" of {len(names)} sequences, {first_of(names)}"
-        section.no_pictures.append(f"No pictures{which}: {why}.")
+        section.lacking.append(f"No {what}{which}: {why}.")
 
 
 def _summary(trackers: Sequence[str], evaluations: Sequence[Evaluation]) -> str:
     titles = dict.fromkeys(one.data.benchmark.title for one in evaluations)
     return f"{len(trackers)} tracker{'s' if len(trackers) != 1 else ''} on {', '.join(titles)}."
-
-
-def _link(folder: Path, place: str | Path) -> str:
-    """An address as it is, and a path as it is seen from the page."""
-    if isinstance(place, str) and "://" in place:
-        return place
-    return Path(os.path.relpath(place, folder)).as_posix()

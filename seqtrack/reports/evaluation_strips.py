@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
 
-from seqtrack.boxes import iou, xywh_to_xyxy
-from seqtrack.data.decoding import FrameDecoder, Image
-from seqtrack.data.drawing import TRUTH, Drawn, draw
-from seqtrack.data.storage import READS_AT_ONCE, Root, Span, SpanReader, StoreError, read_bytes
+from seqtrack.data.decoding import Image
+from seqtrack.data.drawing import draw
+from seqtrack.data.storage import READS_AT_ONCE, Root, StoreError
 from seqtrack.evaluation.curves import Floats, Measure
 from seqtrack.evaluation.results import Track
 from seqtrack.evaluation.sequences import BenchmarkSequence
 from seqtrack.failures import explain
+from seqtrack.reports.evaluation_frames import FrameBoxes, FrameReader, frame_boxes, moved
 from seqtrack.reports.pages import data_uri
 
 FRAMES = 5
@@ -68,45 +65,25 @@ def _strip(root: Root, sequence: BenchmarkSequence, track: Track, colour: tuple[
         return "only the annotations were read"
     numbers = np.unique(np.linspace(0, len(sequence) - 1, FRAMES).round().astype(int)).tolist()
     places = [sequence.frames[number] for number in numbers]
-    spans, decoder = SpanReader(root), FrameDecoder(by_region=False)
-
-    def read(place: str | Span) -> bytes:
-        if isinstance(place, Span):
-            return spans.read(place)
-        try:
-            return read_bytes(root, place)
-        except FileNotFoundError:  # pyarrow's does not say the name
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{root.path}/{place}") from None
-
+    reader = FrameReader(root)
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        contents = list(pool.map(read, places))
-    strip = []
-    for number, place, content in zip(numbers, places, contents, strict=True):
-        name = place.path if isinstance(place, Span) else place
-        frame = decoder.open(f"{root.path}/{name}", content)
-        image = frame.pixels(0, 0, frame.width, frame.height)
-        truth = None if sequence.truth.absent[number] else sequence.truth.boxes_xywh[number]
-        strip.append(_shown(image, number, truth, track.boxes_xywh[number], colour))
-    return strip
+        contents = list(pool.map(reader.read, places))
+    return [
+        _shown(reader.decode(place, content), frame_boxes(sequence, track, number, colour))
+        for number, place, content in zip(numbers, places, contents, strict=True)
+    ]
 
 
-def _shown(image: Image, number: int, truth: Floats | None, found: Floats, colour: tuple[int, int, int]) -> Shown:
-    """The part of a frame that has both boxes (xywh), in small."""
-    text = f"frame {number + 1:,}: "
-    boxes = [(found, colour)]
-    if truth is None or not (np.isfinite(truth).all() and (truth[2:] > 0).all()):
-        text += "no target"
-    else:
-        boxes.insert(0, (truth, TRUTH))
-        text += f"IoU {_overlap(truth, found):.2f}" if number else "given"
-    left, top, width, height = _part(image.shape[1], image.shape[0], [box for box, _ in boxes])
+def _shown(image: Image, known: FrameBoxes) -> Shown:
+    """The part of a frame that has all of the boxes, in small."""
+    boxes = [np.asarray(one.box_xywh) for one in known.boxes]
+    left, top, width, height = _part(image.shape[1], image.shape[0], boxes)
     scale = min(SIZE[0] / width, SIZE[1] / height)
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
     small = cv2.resize(image[top : top + height, left : left + width], size, interpolation=cv2.INTER_AREA)
-    drawn = [Drawn((box - (left, top, 0, 0)) * scale, "", shade) for box, shade in boxes]
-    picture = draw(np.asarray(small, np.uint8), drawn)
+    picture = draw(np.asarray(small, np.uint8), moved(known.boxes, left, top, scale))
     _, encoded = cv2.imencode(".jpg", picture[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, QUALITY))
-    return Shown(data_uri("image/jpeg", encoded.tobytes()), text)
+    return Shown(data_uri("image/jpeg", encoded.tobytes()), known.text)
 
 
 def _part(width: int, height: int, boxes_xywh: Sequence[Floats]) -> tuple[int, int, int, int]:
@@ -118,8 +95,3 @@ def _part(width: int, height: int, boxes_xywh: Sequence[Floats]) -> tuple[int, i
     sides = np.maximum(np.round(share * np.array((width, height))), 1).astype(int)
     start = np.clip((low + high - sides) / 2, 0, (width, height) - sides).astype(int)
     return int(start[0]), int(start[1]), int(sides[0]), int(sides[1])
-
-
-def _overlap(box1_xywh: Floats, box2_xywh: Floats) -> float:
-    corners = xywh_to_xyxy(torch.from_numpy(np.stack((box1_xywh, box2_xywh)).astype(np.float64)))
-    return float(iou(corners[0], corners[1]))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seqtrack.data.decoding import BrokenFrame, Frame, FrameDecoder
-from seqtrack.data.storage import Root, Span, SpanReader, read_bytes
+from seqtrack.data.storage import READS_AT_ONCE, Root, Span, SpanReader, read_bytes
 from seqtrack.errors import InputError
 from seqtrack.evaluation.results import Track
 from seqtrack.evaluation.sequences import BenchmarkSequence, Frames
@@ -35,9 +35,13 @@ class Lanes:
     """Sequences side by side, one in each slot of a tracker."""
 
     def __init__(self, tracker: BatchTracker, root: Root, threads: int = 2) -> None:
-        """`root`: where the frames' places begin. `threads`: how many frames are decoded at the same time."""
+        """`root`: where the frames' places begin. `threads`: how many frames are read and decoded at the same time.
+
+        An object store is asked for more, because a thread waits longer for its answer than it decodes.
+        """
         self._tracker = tracker
         self._open = opener(root)
+        threads = threads if root.local else max(threads, READS_AT_ONCE)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._lanes: dict[int, _Lane] = {}
 
@@ -109,7 +113,10 @@ class _Lane:
 
 
 def opener(root: Root) -> Open:
-    """Opens frames below a root. Threads may share it."""
+    """Opens frames below a root. Threads may share it.
+
+    Frames are decoded whole: decoding ahead only a part saves little (docs/evaluation.md).
+    """
     decoder, spans = FrameDecoder(by_region=False), SpanReader(root)
 
     def open_frame(place: str | Span) -> Frame:

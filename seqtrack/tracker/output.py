@@ -1,57 +1,17 @@
-"""What tracking leaves: a video with the boxes, a table, and the text files that the field's tools read."""
+"""What tracking leaves beside a video: a table, and the text files that the field's tools read."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import TextIO
 
-import av
-import cv2
-import numpy as np
-
-from seqtrack.data.decoding import Image
 from seqtrack.evaluation.results import box_line, time_line
 from seqtrack.tracker.sources import Shot
 from seqtrack.tracker.tracker import Tracked
 
-TICKS = Fraction(1, 90_000)
-"""Unit of time in written videos, fine enough for any rate."""
 COLUMNS = ("frame", "time", "target", "x", "y", "w", "h", "confidence")
-
-
-class VideoWriter:
-    """Writes H.264 in an MP4, which browsers play, with each frame at the time at which the source shows it."""
-
-    def __init__(self, path: Path, rate: Fraction) -> None:
-        self._container = av.open(str(path), "w", options={"movflags": "+faststart"})
-        self._rate = rate
-        self._stream: av.VideoStream | None = None
-        self._last = -1
-
-    def write(self, image: Image, seconds: float) -> None:
-        """Appends a frame. All are shown in the size of the first one, whose sides are rounded to even numbers."""
-        if self._stream is None:
-            self._stream = self._container.add_stream("libx264", rate=self._rate, options={"crf": "20"})
-            height, width = image.shape[:2]
-            self._stream.width, self._stream.height = max(width - width % 2, 2), max(height - height % 2, 2)
-            self._stream.pix_fmt = "yuv420p"
-            self._stream.time_base = TICKS
-            self._stream.codec_context.time_base = TICKS
-        size = (self._stream.width, self._stream.height)
-        if image.shape[1::-1] != size:
-            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-        frame.time_base = TICKS
-        self._last = frame.pts = max(round(seconds / TICKS), self._last + 1)
-        self._container.mux(self._stream.encode(frame))
-
-    def close(self) -> None:
-        if self._stream is not None:
-            self._container.mux(self._stream.encode())
-        self._container.close()
 
 
 class Tables:

@@ -18,8 +18,9 @@ from seqtrack.boxes import iou, xywh_to_xyxy
 from seqtrack.data.crops import crop_image, crop_region
 from seqtrack.data.decoding import ArrayFrame, Image
 from seqtrack.data.drawing import TRUTH, Drawn, colour_of, draw
+from seqtrack.data.video_writer import VideoWriter
 from seqtrack.tracker.follow import Followed
-from seqtrack.tracker.output import Tables, VideoWriter
+from seqtrack.tracker.output import Tables
 
 BEHIND = 8
 """Frames that wait to be written, at most."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import ray
+from pyarrow import fs
 
 from seqtrack.cli import main
+from seqtrack.data.storage import Root
 from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import folder_of_sequences, open_benchmark
+from seqtrack.evaluation.results import read_track, write_track
 from seqtrack.experiments.evaluate import expand, tracker_name
-from seqtrack.experiments.evaluators import EvaluationError, Evaluator, Evaluators, Plan, Progress
+from seqtrack.experiments.evaluators import EvaluationError, Evaluator, Evaluators, Plan, Progress, plan_workers
 from seqtrack.tracker import TrackerSettings
 from seqtrack.tracker.lanes import Finished
 from seqtrack.tracker.load import load_trained
@@ -109,6 +113,11 @@ def test_what_a_lost_worker_had_under_way_is_tracked_by_others(
         assert track.boxes_xywh.round(4).tolist() == written
 
 
+def test_a_worker_decodes_with_its_share_of_the_clusters_cpus(cluster: None) -> None:
+    threads = [plan_workers(workers, None, "cpu", "fp32").threads for workers in (1, 2, 4)]
+    assert threads == [4, 2, 2]  # the cluster has four
+
+
 class Dying(Evaluator):
     """A worker that does not survive its first sequence."""
 
@@ -154,6 +163,20 @@ def test_folders_of_results_are_compared(
     shown = capsys.readouterr().out
     assert "early " in shown and "tiny-0002 " in shown and "protocol pytracking" in shown
     assert pq.read_table(tmp_path / "results.parquet")["sequence"].to_pylist() == ["coin-1", "kite-2"] * 2
+
+
+@pytest.mark.parametrize(("more", "videos"), [([], 2), (["--no-videos"], 0)])
+def test_the_worst_sequences_are_shown_as_videos(
+    lasot_root: Path, tmp_path: Path, more: list[str], videos: int
+) -> None:
+    for name in ("coin-1", "kite-1"):
+        truth = read_track(Root(fs.LocalFileSystem(), str(lasot_root)), f"{name[:4]}/{name}/groundtruth.txt", 30)[0]
+        write_track(fs.LocalFileSystem(), str(tmp_path / "results"), name, truth)
+    arguments = ["--data", f"mine={lasot_root}", "--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
+    assert main(["evaluate", *arguments, *more]) == 0
+    links = re.findall(r'<a href="(videos/mine/results/.+?\.mp4)">', (tmp_path / "out/index.html").read_text())
+    assert len(links) == videos
+    assert sorted(tmp_path.rglob("*.mp4")) == sorted(tmp_path / "out" / link for link in links)
 
 
 FAULTS = {

@@ -6,6 +6,7 @@ import html
 import re
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -72,13 +73,14 @@ def test_each_number_has_its_interval_and_its_protocol(data: BenchmarkData, tmp_
 
 
 def test_the_page_needs_no_other_file_but_videos(data: BenchmarkData, tmp_path: Path) -> None:
-    videos = {"kite-6": tmp_path / "videos" / "kite-6.mp4", "coin-3": "https://example.org/coin-3.mp4"}
-    page, text = written(tmp_path, evaluate(data, {"ours": results(data)}), videos=videos)
+    page, text = written(tmp_path, evaluate(data, {"a/b#1": results(data)}), videos=str(tmp_path / "page"))
     links = Links()
     links.feed(page)
     others = [source for source in links.sources if not source.startswith("data:image/")]
-    assert others == ["../videos/kite-6.mp4", "https://example.org/coin-3.mp4"]
-    assert "[video](../videos/kite-6.mp4)" in text
+    assert sorted(others) == [f"videos/lasot/a%252Fb%25231/{name}.mp4" for name in NAMES]
+    assert all((tmp_path / "page" / unquote(link)).is_file() for link in others)
+    assert all(f"[video]({link})" in text for link in others)
+    assert "at most 300 frames, at equal distances, 15 a second" in page
     assert "url(" not in page and "@import" not in page
     for name in re.findall(r"!\[[^]]*\]\((.+?)\)", text):
         assert (tmp_path / "page" / name).stat().st_size > 1000
@@ -149,6 +151,20 @@ def test_frames_that_cannot_be_read_cost_their_strip_only(
     assert "No pictures of 1 sequences, the first: coin-6: " in line and said in line
     assert page.count("data:image/jpeg") == 3 * 5
     assert "<b>coin-6</b>" in page
+
+
+def test_a_frame_that_only_a_video_has_costs_that_video_only(data: BenchmarkData, tmp_path: Path) -> None:
+    (tmp_path / "lasot/coin/coin-6/img/00000007.jpg").unlink()
+    page, text = written(tmp_path, evaluate(data, {"ours": results(data)}), videos=str(tmp_path / "page"))
+    (line,) = (line for line in page.splitlines() if "No videos" in line)
+    assert "No videos of 1 sequences, the first: coin-6: " in line and "coin-6/img/00000007.jpg" in line
+    assert page.count("data:image/jpeg") == 4 * 5
+    assert sorted(re.findall(r"/([^/]+).mp4\)", text)) == ["coin-3", "kite-4", "kite-6"]
+
+
+def test_without_a_place_for_videos_the_page_has_none(data: BenchmarkData, tmp_path: Path) -> None:
+    page, text = written(tmp_path, evaluate(data, {"ours": results(data)}))
+    assert "video" not in page.lower() and "video" not in text
 
 
 def test_whole_pixels_are_warned_of_by_the_trackers_name(data: BenchmarkData, tmp_path: Path) -> None:

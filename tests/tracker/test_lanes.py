@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pyarrow import fs
 
 from seqtrack.config import Config
+from seqtrack.data.storage import Root, read_bytes
 from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import BenchmarkData, folder_of_sequences, open_benchmark
 from seqtrack.evaluation.sequences import BenchmarkSequence, FrameFiles
 from seqtrack.model.seqtrack import SeqTrack, build_model
-from seqtrack.tracker import BatchTracker, TrackerSettings
-from seqtrack.tracker.lanes import Lanes, opener
+from seqtrack.tracker import BatchTracker, TrackerSettings, lanes
+from seqtrack.tracker.lanes import AHEAD, Lanes, opener
 from seqtrack.tracker.tracker import Tracker
 
 
@@ -38,15 +41,15 @@ def data(lasot_root: Path) -> BenchmarkData:
 
 
 def tracked(data: BenchmarkData, model: SeqTrack, config: Config, slots: int, backwards: bool) -> dict[str, np.ndarray]:
-    lanes = Lanes(BatchTracker(model, TrackerSettings.from_config(config), slots), data.root)
+    side_by_side = Lanes(BatchTracker(model, TrackerSettings.from_config(config), slots), data.root)
     waiting, found = list(data.sequences if backwards else reversed(data.sequences)), {}
-    while waiting or lanes.free < slots:
-        while waiting and lanes.free:
-            lanes.begin(waiting.pop())
-        for name, track in lanes.step():
+    while waiting or side_by_side.free < slots:
+        while waiting and side_by_side.free:
+            side_by_side.begin(waiting.pop())
+        for name, track in side_by_side.step():
             assert track.seconds is not None and len(track.seconds) == len(track.boxes_xywh)
             found[name] = track.boxes_xywh
-    lanes.close()
+    side_by_side.close()
     return found
 
 
@@ -65,6 +68,24 @@ def test_each_sequence_has_the_boxes_that_it_has_alone(
         alone.initialize(whole[0], one.truth.boxes_xywh[0])
         expected = [tuple(one.truth.boxes_xywh[0]), *(alone.track(picture).box_xywh for picture in whole[1:])]
         assert found[one.name].tolist() == [list(box) for box in expected]
+
+
+def test_an_object_store_is_asked_for_all_frames_ahead_at_once(
+    data: BenchmarkData, model: SeqTrack, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, together = data.sequences[0], threading.Barrier(AHEAD + 1, timeout=10)
+    assert first.frames is not None
+    ahead = {first.frames[number] for number in range(AHEAD + 1)}
+
+    def read(root: Root, path: str) -> bytes:
+        if path in ahead:
+            together.wait()  # raises an error unless as many reads wait for each other
+        return read_bytes(root, path)
+
+    monkeypatch.setattr(lanes, "read_bytes", read)
+    store = Root(fs.SubTreeFileSystem(data.root.path, fs.LocalFileSystem()), "")
+    alone = dataclasses.replace(data, root=store, sequences=(first,))
+    assert tracked(alone, model, tiny_config, 1, False).keys() == {first.name}
 
 
 def test_a_frame_that_cannot_be_read_is_named(
