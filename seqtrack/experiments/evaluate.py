@@ -119,7 +119,7 @@ class Folder:
     """The result files of one model on one benchmark."""
 
     def __init__(self, place: str, tracker: str, data: BenchmarkData) -> None:
-        self.location = f"{absolute(place)}/{data.benchmark.name}/{tracker}"
+        self.location = child(child(absolute(place), data.benchmark.name), tracker)
         self.filesystem, self.path = filesystem_at(self.location)
         self._data = data
 

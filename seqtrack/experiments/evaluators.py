@@ -36,8 +36,6 @@ MOST_THREADS = 16
 """Threads of a worker that decode frames, at most: more than a GPU's model needs."""
 MOST_LOSSES = 3
 """Workers that may be lost with the same sequence under way, or before they have begun."""
-
-
 LAST = 19
 """The niceness of a process that gets the CPU time that no other asks for."""
 

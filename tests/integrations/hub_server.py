@@ -211,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer({"url": f"{self.hub.uri}/{repo_id}", "name": repo_id, "id": repo_id})
 
     def validate_yaml(self, body: bytes) -> None:
-        """Of a README.md's metadata."""
+        """Whether a README.md's metadata are sound."""
         metadata = json.loads(body)["content"].split("---\n")[1]
         self.answer({"errors": [] if yaml.safe_load(metadata) else [{"message": "no metadata"}], "warnings": []})
 

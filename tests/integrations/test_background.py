@@ -44,7 +44,7 @@ def server() -> Server:
 
 @pytest.fixture
 def thread(server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> BackgroundSync:
-    """Of `server`; its looks and tries follow each other within milliseconds."""
+    """The sync with `server`; its looks and tries follow each other within milliseconds."""
     monkeypatch.setattr(background, "SECONDS_BETWEEN_LOOKS", 0.005)
     monkeypatch.setattr(background, "LONGEST_PAUSE", 0.02)
     monkeypatch.setattr(background, "SECONDS_BETWEEN_LINES", 0.1)
