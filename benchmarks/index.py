@@ -29,7 +29,7 @@ from seqtrack.data.datasets.trackingnet import CHUNKS, SEQUENCES
 from seqtrack.data.storage import open_root
 
 VIDEOS, FRAMES = 9335, 150  # of GOT-10k
-IMAGES, OBJECTS, CORNERS = 118_287, 860_001, 27  # of COCO; so many corners make 450 MB
+IMAGES, OBJECTS, CORNERS = 118_287, 860_001, 23  # of COCO; so many corners make 450 MB
 BOXES = 465  # of a sequence of TrackingNet
 
 

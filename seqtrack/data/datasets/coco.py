@@ -24,7 +24,7 @@ from seqtrack.data.datasets.cache import kept_index, stamps
 from seqtrack.data.datasets.frames import OnMismatch
 from seqtrack.data.datasets.index import FIRST_FRAME, STILL, FrameIndex, make_index
 from seqtrack.data.datasets.json_stream import read_arrays
-from seqtrack.data.datasets.layout import explain_place, packed_archives
+from seqtrack.data.datasets.layout import explain_place, explain_sequence
 from seqtrack.data.datasets.reading import has_size
 from seqtrack.data.storage import DataError, Root, Span, SpanReader, first_of, list_folder
 from seqtrack.files import is_file
@@ -74,9 +74,9 @@ def match_images(index: FrameIndex, root: Root, on_mismatch: OnMismatch, note: C
         note(f"{what}; samples that would show them are drawn again (DATA.ON_MISMATCH redraw)")
         return index
     if on_mismatch == "error" or not found.true_count:
-        hints = "".join(f"; {line}" for line in packed_archives(Root(root.filesystem, f"{root.path}/{folder}")))
+        hint = explain_sequence(root, folder) if len(there) else "; the folder is empty"
         raise DataError(
-            f"{what}{hints} (DATA.ON_MISMATCH=drop leaves their objects out, =redraw draws a sample again that would "
+            f"{what}{hint} (DATA.ON_MISMATCH=drop leaves their objects out, =redraw draws a sample again that would "
             "show one)"
         )
     note(f"{what}; their objects are left out (DATA.ON_MISMATCH drop)")
@@ -106,7 +106,7 @@ class _Objects:
             return
         box = _member(entry, "bbox")
         if not (isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)):
-            raise FaultyText(f"bbox {str(box)[:60]} is not four numbers")
+            raise FaultyText("bbox is not a list of four numbers")
         try:
             self.boxes.extend(box)
         except OverflowError:
@@ -181,21 +181,21 @@ def _looked_up(keys: array[int], texts: dict[int, str], objects: _Objects, what:
 
 def _member(entry: Any, key: str) -> Any:
     if not isinstance(entry, dict) or key not in entry:
-        raise FaultyText(f"an entry without {key}: {str(entry)[:60]}")
+        raise FaultyText(f"an entry has no {key}")
     return entry[key]
 
 
 def _integer(entry: Any, key: str) -> int:
     value = _member(entry, key)
     if type(value) is not int or abs(value) >= 1 << 63:
-        raise FaultyText(f"{key} {str(value)[:40]} is not a whole number")
+        raise FaultyText(f"{key} is not a whole number")
     return value
 
 
 def _text(entry: Any, key: str) -> str:
     value = _member(entry, key)
     if not isinstance(value, str) or not value.isprintable() or not value:
-        raise FaultyText(f"{key} {str(value)[:40]!r} is not a name")
+        raise FaultyText(f"{key} is not a name")
     return value
 
 

@@ -115,4 +115,7 @@ def _explain(root: Root, setting: str) -> str:
         infos = root.filesystem.get_file_info([f"{path}/{chunk}/anno" for chunk in CHUNKS])
         return any(info.type == fs.FileType.Directory for info in infos)
 
+    doubled = [f"{chunk}/{chunk}" for chunk in CHUNKS if fits(f"{root.path}/{chunk}")]
+    if doubled:
+        return f"; {len(doubled)} chunks hold another folder of their name, such as {doubled[0]}; move what is in it up"
     return explain_place(root, setting, fits)

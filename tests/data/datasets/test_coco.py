@@ -101,18 +101,18 @@ def other(place: str, key: str, value: Any) -> Callable[[Content], Any]:
 
 
 FAULTS: list[tuple[Callable[[Content], Any], str]] = [
-    (without("bbox"), "annotations: an entry without bbox: {"),
-    (without("iscrowd"), "annotations: an entry without iscrowd: {"),
-    (without("image_id"), "annotations: an entry without image_id: {"),
-    (other("annotations", "bbox", [1, 2, 3]), "annotations: bbox [1, 2, 3] is not four numbers"),
-    (other("annotations", "bbox", [1, 2, 3, "4"]), "annotations: bbox [1, 2, 3, '4'] is not four numbers"),
+    (without("bbox"), "annotations: an entry has no bbox"),
+    (without("iscrowd"), "annotations: an entry has no iscrowd"),
+    (without("image_id"), "annotations: an entry has no image_id"),
+    (other("annotations", "bbox", [1, 2, 3]), "annotations: bbox is not a list of four numbers"),
+    (other("annotations", "bbox", [1, 2, 3, "4"]), "annotations: bbox is not a list of four numbers"),
     (other("annotations", "bbox", [1, 2, 3, 10**400]), "annotations: bbox has a number that is too large"),
-    (other("annotations", "id", 1.5), "annotations: id 1.5 is not a whole number"),
+    (other("annotations", "id", 1.5), "annotations: id is not a whole number"),
     (other("annotations", "id", 7), "has 1 annotations with an id that another one has"),
     (other("annotations", "image_id", 5), "annotation 8 has the image_id 5, which is not listed"),
     (other("annotations", "category_id", 5), "annotation 8 has the category_id 5, which is not listed"),
     (other("images", "file_name", "../../secret"), "images: file_name '../../secret' is not the name of a file"),
-    (other("images", "file_name", 5), "images: file_name '5' is not a name"),
+    (other("images", "file_name", 5), "images: file_name is not a name"),
     (lambda made: made.pop("categories"), "has no categories; COCO's instances_train2017.json has"),
     (lambda made: made.update(annotations=[]), "has no annotations of single objects"),
 ]
@@ -156,6 +156,18 @@ def test_what_is_still_packed_is_named(tmp_path: Path) -> None:
     (tmp_path / ANNOTATIONS).unlink()
     (tmp_path / "annotations_trainval2017.zip").touch()
     assert "; annotations_trainval2017.zip is still to be unpacked there" in refusal(tmp_path)
+
+
+def test_images_in_a_folder_too_many_are_named(tmp_path: Path) -> None:
+    root = open_root(str(write(tmp_path, content())))
+    index, folder = open_index(root), tmp_path / "images/train2017"
+    folder.rename(tmp_path / "images/moved")
+    folder.mkdir()
+    with pytest.raises(DataError, match=r"2 of 2 images are missing, .*; the folder is empty"):
+        match_images(index, root, "error", print)
+    (tmp_path / "images/moved").rename(folder / "train2017")
+    with pytest.raises(DataError, match="; images/train2017 holds another folder train2017: move what is in it up"):
+        match_images(index, root, "error", print)
 
 
 def test_missing_images_are_named_left_out_or_drawn_again(tmp_path: Path) -> None:

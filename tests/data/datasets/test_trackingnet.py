@@ -93,6 +93,14 @@ def test_a_root_too_low_or_too_high_is_answered_with_the_one_that_fits(tmp_path:
     assert said.endswith(f"; DATA.ROOTS.TRACKINGNET={tree} would fit")
 
 
+def test_chunks_that_are_doubled_are_named(tmp_path: Path) -> None:
+    for chunk in (0, 1):
+        write_sequence(tmp_path / f"TRAIN_{chunk}", chunk, "a")
+    assert refusal(tmp_path).endswith(
+        "; 2 chunks hold another folder of their name, such as TRAIN_0/TRAIN_0; move what is in it up"
+    )
+
+
 def test_frames_that_are_still_in_zips_are_named(tmp_path: Path) -> None:
     write_sequence(tmp_path, 0, "a")
     (tmp_path / "TRAIN_0/frames").rename(tmp_path / "TRAIN_0/zips")
