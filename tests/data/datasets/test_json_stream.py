@@ -11,7 +11,10 @@ import pytest
 from seqtrack.data.datasets.annotations import FaultyText
 from seqtrack.data.datasets.json_stream import read_arrays
 
+PADDING = 1500
+"""Characters before what is tested, because the start of a file is looked at as a whole."""
 CONTENT = {
+    "padding": "x" * PADDING,
     "info": {"who": "ünïcode \u2713 \U0001f40d", "deep": [[[1, {"a": None}]]]},
     "a": [1, -2.5e3, "x,]}", True, {"k": [1, 2, {"b": '\\"'}]}, [], {}, 12345678901234567890],
     "empty": [],
@@ -61,6 +64,7 @@ def test_a_key_that_is_not_there_is_not_found() -> None:
         (b'{"a": [1, 2], 5: 6}', "byte 14: expected a name in double quotes"),
         (b'{"a": [1, 2]} {', "byte 14: more follows after the end"),
         (b'{"a": [1, "\xff"]}', "byte 11: is not text in UTF-8"),
+        (b'{"a": [1, "\xc3x"]}', "byte 11: is not text in UTF-8"),
         (b'{"a": [' + b"9" * 5000 + b"]}", "byte 7: Exceeds the limit"),
         (b'{"a": [' + b"[" * 100_000, "byte 7: "),
     ],
