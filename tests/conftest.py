@@ -15,7 +15,9 @@ import torch
 
 from seqtrack.cluster.connect import forget_dead_cluster
 from seqtrack.config import Config, SyntheticConfig, parse_config
+from seqtrack.data.datasets.cache import VARIABLE
 from seqtrack.data.datasets.synthetic import write_synthetic
+from seqtrack.data.datasets.synthetic_sets import KINDS, write_synthetic_set
 from tests.settings import make_tiny_settings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -29,6 +31,24 @@ def cluster() -> Iterator[None]:
     ray.init("local", num_cpus=4, log_to_driver=False, include_dashboard=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Indexes are kept in a folder of the tests' own."""
+    os.environ[VARIABLE] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def synthetic_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tree of each layout beside LaSOT's, in folders of the names GOT10K, COCO17 and TRACKINGNET.
+
+    Tests must not change it.
+    """
+    folder = tmp_path_factory.mktemp("sets")
+    for kind in KINDS:
+        write_synthetic_set(kind, folder / kind, SyntheticConfig(SEQUENCES=4, FRAMES=24, HEIGHT=96, WIDTH=128))
+    return folder
 
 
 @pytest.fixture(scope="session")

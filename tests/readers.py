@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -20,8 +21,11 @@ from pyarrow import fs
 from safetensors.torch import save
 
 from seqtrack.config import DataConfig, SyntheticConfig, parse_config
+from seqtrack.data.datasets.cache import VARIABLE
+from seqtrack.data.datasets.catalog import open_training_set
 from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.datasets.synthetic import write_synthetic
+from seqtrack.data.datasets.synthetic_sets import KINDS, write_synthetic_set
 from seqtrack.data.open import open_index
 from seqtrack.data.packed import INDEX, check_shards_exist, pack_shard, plan_shards, write_index
 from seqtrack.data.storage import Root, SpanReader
@@ -250,6 +254,26 @@ def tracks(folder: Path) -> Reader:
     return Reader(originals, read, TEXT_WORDS)
 
 
+def training_sets(folder: Path) -> Reader:
+    """Annotations of GOT-10k, COCO and TrackingNet, and what the cache keeps of them."""
+    os.environ[VARIABLE] = str(folder / "cache")
+    drawn = SyntheticConfig(SEQUENCES=2, FRAMES=20, HEIGHT=64, WIDTH=64)
+    for kind in KINDS:
+        write_synthetic_set(kind, folder / kind, drawn)
+    names = {"GOT10K": "GOT10K_train_full", "COCO17": "COCO17", "TRACKINGNET": "TRACKINGNET"}
+    roots = {name: Root(fs.LocalFileSystem(), str(folder / kind)) for kind, name in names.items()}
+
+    def read() -> None:
+        for name, root in roots.items():
+            consume(open_training_set(name, root, "redraw", partial_set=True).description)
+
+    read()
+    found = [path for path in folder.rglob("*") if path.suffix in (".txt", ".label", ".ini", ".json", ".arrow")]
+    files = [path for path in sorted(found) if "000002" not in str(path)]
+    originals = [Original(path.name, path.read_bytes(), partial(write, path)) for path in files]
+    return Reader(originals, read, TEXT_WORDS + JSON_WORDS)
+
+
 READERS: Mapping[str, Callable[[Path], Reader]] = {
     "weights": weights,
     "checkpoints": checkpoints,
@@ -257,6 +281,7 @@ READERS: Mapping[str, Callable[[Path], Reader]] = {
     "annotations": lasot_annotations,
     "results": results,
     "tracks": tracks,
+    "sets": training_sets,
 }
 """Name -> what makes the reader, with its valid files, in an empty folder."""
 

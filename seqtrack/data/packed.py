@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from seqtrack.config import DataConfig
-from seqtrack.data.datasets.index import FRAME_NAMES, MISSING, FrameIndex
+from seqtrack.data.datasets.index import FIRST_FRAME, FRAME_NAMES, MISSING, STILL, FrameIndex
 from seqtrack.data.datasets.lasot import select_sequences
 from seqtrack.data.jpeg import is_cut_off
 from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, first_of, read_bytes
@@ -57,6 +57,8 @@ COLUMNS = {
     "frame_size": pa.large_list(pa.int32()),
 }
 """What `index.parquet` must have."""
+OPTIONAL = {FRAME_NAMES: pa.large_list(pa.string()), FIRST_FRAME: pa.string(), STILL: pa.bool_()}
+"""What it may have beside that."""
 
 
 class PackedShard(NamedTuple):
@@ -316,7 +318,7 @@ def _check_mark(schema: pa.Schema, name: str, index: FrameIndex | None) -> None:
 
 def _find_fault(table: pa.Table) -> str | None:
     """What is wrong with the content of `index.parquet`, or None."""
-    wanted = COLUMNS | ({FRAME_NAMES: pa.large_list(pa.string())} if FRAME_NAMES in table.column_names else {})
+    wanted = COLUMNS | {name: kind for name, kind in OPTIONAL.items() if name in table.column_names}
     for name, kind in wanted.items():
         if name not in table.column_names or table.schema.field(name).type != kind:
             return f"it has no column {name} of {kind}"

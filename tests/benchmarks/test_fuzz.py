@@ -13,7 +13,15 @@ from benchmarks.fuzz import Finding, Trial, read_many
 from seqtrack.errors import InputError
 from tests.readers import CANARY, READERS, Original, Reader
 
-INPUTS = {"weights": 200, "checkpoints": 120, "shards": 150, "annotations": 100, "results": 80, "tracks": 120}
+INPUTS = {
+    "weights": 200,
+    "checkpoints": 120,
+    "shards": 150,
+    "annotations": 100,
+    "results": 80,
+    "tracks": 120,
+    "sets": 100,
+}
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -281,6 +281,15 @@ def changed_index(target: Root, name: str, values: pa.Array | None) -> None:
     pq.write_table(table, file)
 
 
+def test_a_column_that_need_not_be_there_is_checked_where_it_is(tree: Path, tmp_path: Path) -> None:
+    target = local(tmp_path / "packed")
+    pack(tree, target)
+    file = tmp_path / "packed/index.parquet"
+    pq.write_table(pq.read_table(file).append_column("first_frame", pa.array([1, 2, 3, 4])), file)
+    with pytest.raises(DataError, match="is damaged: it has no column first_frame of string"):
+        open_index(ALL, target)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [

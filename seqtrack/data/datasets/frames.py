@@ -6,7 +6,6 @@ the same numbering are taken as they are, and kept in the index.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,12 +14,11 @@ from typing import Literal
 
 import pyarrow as pa
 
-from seqtrack.data.datasets.index import FRAME_NAMES, FrameIndex, default_name
+from seqtrack.data.datasets.index import FIRST_FRAME, FRAME_NAMES, NUMBERED, FrameIndex, count_from, default_name
 from seqtrack.data.storage import READS_AT_ONCE, DataError, NoSuchFolder, Root, first_of, list_folder
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 """Endings of the names of frames, in lower case."""
-_NUMBERED = re.compile(r"(.*?)(\d+)(\.\w+)", re.DOTALL)
 
 OnMismatch = Literal["error", "drop", "redraw"]
 
@@ -36,24 +34,14 @@ def match_frames(index: FrameIndex, root: Root, on_mismatch: OnMismatch, note: C
     they are left out. `redraw`: they stay, frames without a box are not used, and a sample that would show a missing
     frame is drawn again. `note` gets a line for the log. Raises DataError where a sequence has no frames at all.
     """
-    folders = [Path(index.frame_path(row, 0)).parent.as_posix() for row in range(len(index.names))]
+    match = partial(_match_sequence, index, root, on_mismatch != "redraw")
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        listed = list(pool.map(partial(list_pictures, root), folders))
-    names: list[list[str] | None] = []
-    fitting: list[int] = []
-    faults: list[str] = []
-    for row, pictures in enumerate(listed):
-        boxes = int(index.lengths[row])
-        try:
-            if pictures is None:
-                raise Mismatch(f"there is no folder {folders[row]}")
-            names.append(frame_names(pictures, boxes, complete=on_mismatch != "redraw" or not pictures))
-            fitting.append(row)
-        except Mismatch as mismatch:
-            names.append(None)
-            faults.append(f"{index.names[row]}: {mismatch}")
+        matched = list(pool.map(match, range(len(index.names))))
+    names = [None if isinstance(found, Mismatch) else found for found in matched]
+    fitting = [row for row, found in enumerate(matched) if not isinstance(found, Mismatch)]
+    faults = [f"{index.names[row]}: {found}" for row, found in enumerate(matched) if isinstance(found, Mismatch)]
     if faults:
-        what = f"{root.path}: {len(faults)} of {len(listed)} sequences have frames that do not fit their boxes"
+        what = f"{root.path}: {len(faults)} of {len(matched)} sequences have frames that do not fit their boxes"
         if on_mismatch != "drop" or not fitting:
             others = "" if on_mismatch == "redraw" else ", =redraw draws a sample again that would show a missing frame"
             raise DataError(f"{what}, {first_of(faults)} (DATA.ON_MISMATCH=drop leaves these sequences out{others})")
@@ -61,10 +49,45 @@ def match_frames(index: FrameIndex, root: Root, on_mismatch: OnMismatch, note: C
     if len(fitting) == len(names) and not any(names):
         return index
     table = index.table
+    if FIRST_FRAME in table.column_names:
+        table, names = _renumbered(table, names)
     if any(names):
         column = pa.array([[] if chosen is None else chosen for chosen in names], pa.large_list(pa.string()))
         table = table.append_column(FRAME_NAMES, column)
     return FrameIndex(table.take(fitting).combine_chunks())
+
+
+def _match_sequence(index: FrameIndex, root: Root, complete: bool, row: int) -> list[str] | Mismatch | None:
+    """`frame_names` of a sequence, or why its frames do not fit.
+
+    On a disk, a sequence whose first and last frames have the names that the index says is taken for complete, unless
+    it is LaSOT's: TrackingNet has 14 million frames.
+    """
+    boxes = int(index.lengths[row])
+    first = index.frame_path(row, 0)
+    if FIRST_FRAME in index.table.column_names and root.local:
+        ends = (Path(root.path, path) for path in (first, index.frame_path(row, boxes - 1)))
+        if all(path.is_file() for path in ends):
+            return None
+    folder, _, first_name = first.rpartition("/")
+    pictures = list_pictures(root, folder)
+    try:
+        if pictures is None:
+            raise Mismatch(f"there is no folder {folder}")
+        return frame_names(pictures, boxes, complete or not pictures, first_name)
+    except Mismatch as mismatch:
+        return mismatch
+
+
+def _renumbered(table: pa.Table, names: list[list[str] | None]) -> tuple[pa.Table, list[list[str] | None]]:
+    """The table with the first frames that other names count up from, and the names that remain to be listed."""
+    firsts, remaining = table[FIRST_FRAME].to_pylist(), list(names)
+    for row, own in enumerate(names):
+        if own is not None and own == list(map(count_from(own[0]), range(len(own)))):
+            firsts[row] = f"{firsts[row].rpartition('/')[0]}/{own[0]}"
+            remaining[row] = None
+    place = table.schema.get_field_index(FIRST_FRAME)
+    return table.set_column(place, FIRST_FRAME, pa.array(firsts, pa.string())), remaining
 
 
 def list_pictures(root: Root, folder: str) -> list[str] | None:
@@ -76,26 +99,31 @@ def list_pictures(root: Root, folder: str) -> list[str] | None:
     return [entry.name for entry in entries if entry.kind == "file" and entry.name.lower().endswith(PICTURES)]
 
 
-def frame_names(pictures: Sequence[str], boxes: int, complete: bool = True) -> list[str] | None:
-    """The frames of a sequence in the order of its boxes, or None if they have LaSOT's own names.
+def frame_names(
+    pictures: Sequence[str], boxes: int, complete: bool = True, first_name: str = default_name(0)
+) -> list[str] | None:
+    """The frames of a sequence in the order of its boxes, or None if they have the data set's own names.
 
-    `pictures`: names in no particular order. Unless `complete`, frames may be missing (LaSOT's name then stands for
-    one) or too many. Raises Mismatch.
+    `pictures`: names in no particular order. `first_name`: the data set's name for a first frame. Unless `complete`,
+    frames may be missing (the data set's name then stands for one) or too many. Raises Mismatch.
     """
     numbered = by_number(pictures)
     if not numbered:
         raise Mismatch(f"no frames, and {boxes} boxes")
-    first = 0 if 0 in numbered else 1
-    lasots = all(name == default_name(number - 1) for number, name in numbered.items())
-    if not complete and not lasots and (0 in numbered) == (boxes in numbered):
+    parts = NUMBERED.fullmatch(first_name)
+    usual_first = int(parts[2]) if parts is not None else 1
+    usual_name = count_from(first_name)
+    usual = all(name == usual_name(number - usual_first) for number, name in numbered.items())
+    first = 0 if 0 in numbered or (usual and usual_first == 0) else 1
+    if not complete and not usual and (0 in numbered) == (boxes in numbered):
         raise Mismatch(f"{len(numbered)} frames and {boxes} boxes, and whether numbers begin at 0 or 1 cannot be told")
     wanted = range(first, first + boxes)
     if complete and numbered.keys() != set(wanted):
         missing = next((number for number in wanted if number not in numbered), None)
         gap = "" if missing is None else f"; the first missing is number {missing}"
         raise Mismatch(f"{len(numbered)} frames, numbered {min(numbered)} to {max(numbered)}, and {boxes} boxes{gap}")
-    names = [numbered.get(number, default_name(frame)) for frame, number in enumerate(wanted)]
-    return None if names == [default_name(frame) for frame in range(boxes)] else names
+    names = [numbered.get(number) or usual_name(frame) for frame, number in enumerate(wanted)]
+    return None if names == [usual_name(frame) for frame in range(boxes)] else names
 
 
 def by_number(pictures: Sequence[str]) -> dict[int, str]:
@@ -103,7 +131,7 @@ def by_number(pictures: Sequence[str]) -> dict[int, str]:
     numbered: dict[int, str] = {}
     prefixes: set[str] = set()
     for name in pictures:
-        parts = _NUMBERED.fullmatch(name)
+        parts = NUMBERED.fullmatch(name)
         if parts is None:
             raise Mismatch(f"{name} has no number")
         number = int(parts[2])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +16,10 @@ from numpy.typing import NDArray
 from seqtrack.data.storage import Span
 
 FRAME_NAMES = "frame_names"
+FIRST_FRAME = "first_frame"
+STILL = "still"
+NUMBERED = re.compile(r"(.*?)(\d+)(\.\w+)", re.DOTALL)
+"""The name of a frame: what is before its number, the number, and the ending."""
 MISSING = -1
 """`frame_size` of a frame that does not exist."""
 
@@ -23,15 +29,33 @@ def default_name(frame: int) -> str:
     return f"{frame + 1:08d}.jpg"
 
 
+def count_from(first: str) -> Callable[[int], str]:
+    """Number of a frame (from 0) -> its name, where the first frame's is `first`. Paths are names too.
+
+    Numbers are counted up, and zeros before them stay: `00000001.jpg`, `00000002.jpg` …, but `0.jpg` … `10.jpg`.
+    """
+    parts = NUMBERED.fullmatch(first)
+    if parts is None:
+        return lambda frame: first
+    before, ending = parts[1], parts[3]
+    number, digits = int(parts[2]), len(parts[2])
+    return lambda frame: f"{before}{number + frame:0{digits}d}{ending}"
+
+
 @dataclass(frozen=True)
 class FrameIndex:
     """Boxes and visibility of every frame of every sequence, as one Arrow table with a row per sequence.
 
     Columns: `class`, `sequence` (names), `boxes_xywh` (list of 4 × float32), `visible` (list of uint8: not fully
-    occluded, not out of view, finite, width and height > 0). Where frames do not have LaSOT's names, there is also
-    `frame_names` (list of strings, empty for a sequence whose frames have them). The index of a packed tree has three
-    more (`packed.py`): `shard`, and `frame_start` and `frame_size` (lists of int64 and int32). Arrays below are views
-    of the table, not copies.
+    occluded, not out of view, finite, width and height > 0; each data set has its own rule).
+
+    Other columns say where frames are. `first_frame` is the path of a sequence's first frame below the root; the others
+    count up from it (`count_from`). Without this column, paths are those of LaSOT. Where frames of a sequence have
+    other names, `frame_names` lists them (list of strings, empty for the other sequences). The index of a packed tree
+    has three more (`packed.py`): `shard`, and `frame_start` and `frame_size` (lists of int64 and int32).
+
+    `still` (bool) marks the sequences of an image set: one frame, which gives templates and search region alike.
+    Without this column there are none. Arrays below are views of the table, not copies.
     """
 
     table: pa.Table
@@ -57,7 +81,15 @@ class FrameIndex:
     @cached_property
     def visible_counts(self) -> NDArray[np.int64]:
         """(S,) visible frames of each sequence."""
-        return np.array([len(self.visible_frames(row)) for row in range(len(self.names))])
+        before = np.concatenate(([0], np.cumsum(self._visible != 0, dtype=np.int32)))
+        return np.diff(before[self.offsets]).astype(np.int64)
+
+    @cached_property
+    def stills(self) -> NDArray[np.bool_]:
+        """(S,) which sequences are one image, of which templates and search region are both cut."""
+        if STILL not in self.table.column_names:
+            return np.zeros(len(self.table), bool)
+        return self.table[STILL].chunk(0).to_numpy(zero_copy_only=False)
 
     @property
     def num_frames(self) -> int:
@@ -74,10 +106,18 @@ class FrameIndex:
     def frame_path(self, row: int, frame: int) -> str:
         """Path of a frame (from 0) below the root."""
         own = self._own_names
-        name = default_name(frame)
         if own is not None and own.offsets[row] != own.offsets[row + 1]:
-            name = own.values[own.offsets[row].as_py() + frame].as_py()
-        return f"{self.classes[row]}/{self.names[row]}/img/{name}"
+            return f"{self._folder(row)}/{own.values[own.offsets[row].as_py() + frame].as_py()}"
+        if self._first_frames is not None:
+            first = self._first_frames[row].as_py()
+            return count_from(first)(frame) if frame else str(first)
+        return f"{self._folder(row)}/{default_name(frame)}"
+
+    def _folder(self, row: int) -> str:
+        """Path of the folder of a sequence's frames below the root."""
+        if self._first_frames is None:
+            return f"{self.classes[row]}/{self.names[row]}/img"
+        return str(self._first_frames[row].as_py().rpartition("/")[0])
 
     @property
     def packed(self) -> bool:
@@ -103,13 +143,15 @@ class FrameIndex:
     def fingerprint(self) -> str:
         """SHA-256 over names, boxes and visibility, and over the names of frames that are not LaSOT's.
 
-        It does not depend on where the annotations are stored.
+        It does not depend on where annotations and frames are stored, so the folders of frames are not part of it.
         """
         digest = hashlib.sha256("\n".join(self.names).encode())
         for array in (self.offsets, self._boxes, self._visible):
             digest.update(np.ascontiguousarray(array).data)
         if self._own_names is not None:
             digest.update("\n".join([*map(str, self._own_names.offsets), *map(str, self._own_names.values)]).encode())
+        if self._first_frames is not None:
+            digest.update("\n".join(path.rpartition("/")[2] for path in self._first_frames.to_pylist()).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -134,6 +176,11 @@ class FrameIndex:
         return names if names is not None and len(names.values) else None
 
     @cached_property
+    def _first_frames(self) -> pa.StringArray | None:
+        """Paths of first frames, or None where they are LaSOT's."""
+        return self.table[FIRST_FRAME].chunk(0) if FIRST_FRAME in self.table.column_names else None
+
+    @cached_property
     def _boxes(self) -> NDArray[np.float32]:
         return self.table["boxes_xywh"].chunk(0).values.flatten().to_numpy().reshape(-1, 4)
 
@@ -151,3 +198,29 @@ class FrameIndex:
 
     def __getstate__(self) -> dict[str, pa.Table]:
         return {"table": self.table}  # the receiving process makes the cached views again
+
+
+def make_index(
+    classes: Sequence[str] | pa.Array,
+    names: Sequence[str] | pa.Array,
+    offsets: NDArray[np.int64],
+    boxes: NDArray[np.float32],
+    visible: NDArray[np.uint8],
+    **columns: pa.Array,
+) -> FrameIndex:
+    """The index of sequences whose frames are `offsets[i]` to `offsets[i + 1]` of `boxes` (F, 4) and `visible` (F,).
+
+    `columns`: what else the table has.
+    """
+    lists = pa.FixedSizeListArray.from_arrays(boxes.reshape(-1), 4)
+    return FrameIndex(
+        pa.table(
+            {
+                "class": classes,
+                "sequence": names,
+                "boxes_xywh": pa.LargeListArray.from_arrays(offsets, lists),
+                "visible": pa.LargeListArray.from_arrays(offsets, visible),
+                **columns,
+            }
+        )
+    )

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from seqtrack.config import DataConfig
 from seqtrack.data.datasets.annotations import FaultyText, decode_text, parse_boxes, parse_flags
-from seqtrack.data.datasets.index import FrameIndex
+from seqtrack.data.datasets.index import FrameIndex, make_index
 from seqtrack.data.datasets.layout import explain_root, explain_sequence, folders
 from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, first_of, read_bytes
 from seqtrack.errors import did_you_mean
@@ -50,18 +49,7 @@ def build_index(settings: DataConfig, root: Root, note: Callable[[str], None] = 
     boxes = np.concatenate([boxes for boxes, *_ in annotations])
     visible = np.concatenate([visible for _, visible, _ in annotations])
     offsets = np.cumsum([0] + [len(visible) for _, visible, _ in annotations], dtype=np.int64)
-    return FrameIndex(
-        pa.table(
-            {
-                "class": [class_of(name) for name in sequences],
-                "sequence": sequences,
-                "boxes_xywh": pa.LargeListArray.from_arrays(
-                    offsets, pa.FixedSizeListArray.from_arrays(boxes.reshape(-1), 4)
-                ),
-                "visible": pa.LargeListArray.from_arrays(offsets, visible),
-            }
-        )
-    )
+    return make_index([class_of(name) for name in sequences], sequences, offsets, boxes, visible)
 
 
 def select_sequences(settings: DataConfig, root: Root, find: Callable[[Collection[str]], list[str]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from seqtrack.data.storage import DataError, Root, list_folder
@@ -10,6 +10,13 @@ from seqtrack.data.storage import DataError, Root, list_folder
 MOST_FOLDERS = 100
 """Folders that are looked into for a hint. LaSOT has 70 classes."""
 LEVELS_UP = 3
+
+
+class IncompleteSet(DataError):
+    """A copy of a data set that lacks some of its sequences. The message names them.
+
+    It can be trained on where that is asked for.
+    """
 
 
 def folders(root: Root, path: str) -> list[tuple[str, str]]:
@@ -37,6 +44,21 @@ def explain_root(root: Root) -> str:
         )
     elif (fitting := nearest(root, partial(_has_sequences, root))) is not None:
         hints.append(f"DATA.ROOT={fitting} would fit")
+    return "".join(f"; {hint}" for hint in hints)
+
+
+def explain_place(
+    root: Root, setting: str = "", fits: Callable[[str], bool] = lambda path: False, inside: Sequence[str] = ()
+) -> str:
+    """As `explain_root`, for a data set of another layout, whose root `setting` names.
+
+    `fits`: whether a folder could be the root. `inside`: folders below the root in which archives may still be packed.
+    """
+    hints = packed_archives(root)
+    for folder in inside:
+        hints += [f"{folder}: {hint}" for hint in packed_archives(Root(root.filesystem, f"{root.path}/{folder}"))]
+    if (fitting := nearest(root, fits)) is not None:
+        hints.append(f"{setting}={fitting} would fit")
     return "".join(f"; {hint}" for hint in hints)
 
 

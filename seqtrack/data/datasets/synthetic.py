@@ -7,9 +7,11 @@ the view, with LaSOT's flags saying so. Same settings, same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ FORMAT = 1
 """Increase this when the pictures change. It is part of the folder's name, so old data are not mistaken for new."""
 
 Image = NDArray[Any]
+CLASSES = ("coin", "kite")
 _PATCH = 128  # side of a target's texture in pixels
 
 
@@ -36,6 +39,16 @@ class Scene(NamedTuple):
     """(128, 128, 4) RGB and alpha 0–1."""
     occluder: Image
     """(128, 128, 4) RGB and alpha 0–1."""
+
+
+class DrawnFrame(NamedTuple):
+    """A finished frame of a sequence."""
+
+    jpeg: bytes
+    box: tuple[int, int, int, int] | None
+    """x, y, w, h of the target's pixels, from 0; None if it is out of view."""
+    seen: float
+    """Share of the target within the picture that nothing hides, 0 to 1."""
 
 
 def ensure_synthetic(settings: SyntheticConfig) -> Path:
@@ -56,35 +69,50 @@ def held_out(settings: SyntheticConfig, sequences: int) -> SyntheticConfig:
 
 def write_synthetic(folder: Path, settings: SyntheticConfig) -> None:
     """Writes the data set as `folder`, which appears only when it is complete. Raises OSError."""
+    with unfinished_folder(folder) as unfinished:
+        for number in range(settings.SEQUENCES):
+            name = CLASSES[number % 2]
+            sequence = unfinished / name / f"{name}-{number // 2 + 1}"
+            _write_sequence(sequence, name, np.random.default_rng([settings.SEED, number]), settings)
+
+
+@contextlib.contextmanager
+def unfinished_folder(folder: Path) -> Iterator[Path]:
+    """A folder to be filled, which becomes `folder` at the end, and disappears if something is raised."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        for number in range(settings.SEQUENCES):
-            name = ("coin", "kite")[number % 2]
-            sequence = unfinished / name / f"{name}-{number // 2 + 1}"
-            _write_sequence(sequence, name, np.random.default_rng([settings.SEED, number]), settings)
+        yield unfinished
         unfinished.chmod(0o755)
         unfinished.replace(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _write_sequence(folder: Path, name: str, rng: np.random.Generator, settings: SyntheticConfig) -> None:
-    (folder / "img").mkdir(parents=True)
+def draw_frames(name: str, rng: np.random.Generator, settings: SyntheticConfig) -> Iterator[DrawnFrame]:
+    """The frames of a sequence of the class `name`. Raises OSError if OpenCV cannot encode one."""
     scene = _make_scene(name, rng, settings.HEIGHT, settings.WIDTH)
     path = _Path(rng, name, settings)
-    boxes, occluded, absent = [], [], []
     for frame in range(settings.FRAMES):
         pixels, in_view, seen = _render(scene, path, frame, settings.HEIGHT, settings.WIDTH)
         bgr = cv2.cvtColor(np.clip(pixels, 0, 255).astype(np.uint8), cv2.COLOR_RGB2BGR)
         done, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])
         if not done:
-            raise OSError(f"OpenCV could not encode frame {frame + 1} of {folder}")
-        (folder / "img" / f"{frame + 1:08d}.jpg").write_bytes(jpeg.tobytes())
+            raise OSError(f"OpenCV could not encode frame {frame + 1} of a {name}")
+        share = float(seen.sum() / in_view.sum()) if in_view.any() else 0.0
         x, y, w, h = cv2.boundingRect(in_view.astype(np.uint8))
-        boxes.append(f"{x + 1},{y + 1},{w},{h}" if in_view.any() else "0,0,0,0")
-        absent.append(int(not in_view.any()))
-        occluded.append(int(in_view.any() and not seen.any()))
+        yield DrawnFrame(jpeg.tobytes(), (x, y, w, h) if in_view.any() else None, share)
+
+
+def _write_sequence(folder: Path, name: str, rng: np.random.Generator, settings: SyntheticConfig) -> None:
+    (folder / "img").mkdir(parents=True)
+    boxes, occluded, absent = [], [], []
+    for number, frame in enumerate(draw_frames(name, rng, settings), start=1):
+        (folder / "img" / f"{number:08d}.jpg").write_bytes(frame.jpeg)
+        x, y, w, h = frame.box or (-1, -1, 0, 0)
+        boxes.append(f"{x + 1},{y + 1},{w},{h}")
+        absent.append(int(frame.box is None))
+        occluded.append(int(frame.box is not None and frame.seen == 0))
     (folder / "groundtruth.txt").write_text("\n".join(boxes) + "\n", "utf-8")
     (folder / "full_occlusion.txt").write_text(",".join(map(str, occluded)) + "\n", "utf-8")
     (folder / "out_of_view.txt").write_text(",".join(map(str, absent)) + "\n", "utf-8")
