@@ -17,6 +17,7 @@ from seqtrack.config import Config, DataConfig, DataTrainConfig
 from seqtrack.data import packed
 from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.datasets.lasot import build_index
+from seqtrack.data.mixture import Mixture
 from seqtrack.data.open import open_index
 from seqtrack.data.packed import PackedShard, check_done, pack_shard, plan_shards, write_index
 from seqtrack.data.storage import DataError, Root, open_root
@@ -58,7 +59,7 @@ def local(folder: Path) -> Root:
 
 
 def source_of(config: Config, root: Root) -> TripletSource:
-    return TripletSource.from_config(config, open_index(REDRAW, root), root)
+    return TripletSource.from_config(config, Mixture.of_lasot(open_index(REDRAW, root), root))
 
 
 def assert_same_samples(config: Config, one: Root, other: Root) -> None:
@@ -111,12 +112,12 @@ def test_a_part_of_what_is_packed_can_be_trained_on(
     index = open_index(settings, local(tmp_path))
     assert index.names == names
     assert index.fingerprint == build_index(settings, local(lasot_root)).fingerprint
-    reader = TripletSource.from_config(Config(), index, local(tmp_path))
+    reader = TripletSource.from_config(Config(), Mixture.of_lasot(index, local(tmp_path)))
     for row, name in enumerate(names):
         span = index.span(row, 4)
         assert span is not None
         frame = lasot_root / name.partition("-")[0] / name / "img/00000005.jpg"
-        assert reader.shards.read(span) == frame.read_bytes()
+        assert reader.shards[0].read(span) == frame.read_bytes()
 
 
 def test_a_class_that_was_not_packed_is_named_with_one_that_was(lasot_root: Path, tmp_path: Path) -> None:
