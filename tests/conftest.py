@@ -18,7 +18,7 @@ from seqtrack.config import Config, SyntheticConfig, parse_config
 from seqtrack.data.datasets.cache import VARIABLE
 from seqtrack.data.datasets.synthetic import write_synthetic
 from seqtrack.data.datasets.synthetic_sets import KINDS, write_synthetic_set
-from tests.settings import make_tiny_settings
+from tests.settings import make_mixture_settings, make_tiny_settings
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -67,6 +67,11 @@ def tiny_settings(lasot_root: Path, tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture
 def tiny_config(tiny_settings: dict[str, Any]) -> Config:
     return parse_config(tiny_settings, "tiny")
+
+
+@pytest.fixture
+def mixture_config(lasot_root: Path, synthetic_sets: Path, tmp_path: Path) -> Config:
+    return parse_config(make_mixture_settings(lasot_root, synthetic_sets, tmp_path / "runs"), "mixture")
 
 
 @pytest.fixture

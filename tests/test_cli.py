@@ -38,7 +38,7 @@ ANSWERS = {
     "train TRAIN.LR=0.1 --config demo TRAIN.LRR=1": (2, "TRAIN.LRR: unknown setting; did you mean TRAIN.LR?"),
     "train --config demo --workers 3": (2, "RUN.WORKERS 3 does not divide TRAIN.BATCH_SIZE 32"),
     "train --config demo --allow-changed TRAIN.LRR": (2, "--allow-changed TRAIN.LRR: neither a setting nor `dat"),
-    "train --config seqtrack_b256": (2, "COCO17, TRACKINGNET cannot be trained on here, only LASOT"),
+    "train --config seqtrack_b256": (2, "DATA.ROOTS.COCO17, DATA.ROOTS.TRACKINGNET are not set"),
     "reproduce --config demo --tolerance nan": (2, "--tolerance nan: not a finite number from 0 up"),
     "train --config demo RUN.NAME=a/b": (2, "error: RUN.NAME 'a/b' has a /; a name is that of one folder: at most"),
     "sweep --config demo --sweep smoke RUN.NAME=..": (2, "error: RUN.NAME '..' begins with .; a name is that of one"),

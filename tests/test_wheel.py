@@ -55,4 +55,4 @@ def test_the_wheel_has_the_command_and_its_recipes_wherever_it_is_called(wheel: 
         cwd=elsewhere, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True,
     )  # fmt: skip
     assert answer.stdout.startswith(str(site))
-    assert "COCO17, TRACKINGNET cannot be trained on here" in answer.stderr
+    assert "DATA.ROOTS.COCO17, DATA.ROOTS.TRACKINGNET are not set" in answer.stderr

@@ -7,28 +7,11 @@ from typing import Any
 
 import pytest
 
-from seqtrack.config import Config, ConfigError
-from seqtrack.experiments.prepare import check_start, check_supported, open_start, prepare, settle_paths
+from seqtrack.config import Config
+from seqtrack.experiments.prepare import check_start, open_start, prepare, settle_paths
 from seqtrack.runs.checkpoint import CheckpointError
 from seqtrack.runs.folder import write_settings
 from tests.checkpoints import DATASET, save
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"DATA.TRAIN.DATASETS_NAME": ["LASOT", "COCO17"]}, "COCO17 cannot be trained on here, only LASOT"),
-        ({"DATA.SAMPLER_MODE": "causal"}, "SAMPLER_MODE causal is not supported, only order"),
-        ({"DATA.ROOT": None}, "DATA.ROOT is not set"),
-    ],
-)
-def test_published_settings_that_are_not_carried_out_are_refused(
-    tiny_config: Config, settings: dict[str, Any], message: str
-) -> None:
-    if "DATA.TRAIN.DATASETS_NAME" in settings:
-        settings = settings | {"DATA.TRAIN.DATASETS_RATIO": [1, 1]}
-    with pytest.raises(ConfigError, match=message):
-        check_supported(tiny_config.with_settings(settings))
 
 
 def test_local_paths_become_absolute_and_uris_stay(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +28,21 @@ def test_the_synthetic_data_set_is_written_when_asked_for(tiny_config: Config, t
         }
     )
     assert Path(str(settle_paths(config).DATA.ROOT), "coin/coin-1/groundtruth.txt").is_file()
+
+
+def test_a_made_up_set_is_written_in_the_layout_of_each_training_set(tiny_config: Config, tmp_path: Path) -> None:
+    config = tiny_config.with_settings(
+        {
+            "DATA.ROOT": None,
+            "DATA.ROOTS": {"LASOT": "synthetic", "GOT10K": "synthetic", "COCO17": "synthetic", "TRACKINGNET": "data"},
+            "DATA.SYNTHETIC": {"SEQUENCES": 1, "FRAMES": 20, "HEIGHT": 64, "WIDTH": 64, "PATH": str(tmp_path)},
+        }
+    )
+    roots = settle_paths(config).DATA.ROOTS
+    assert Path(roots["LASOT"], "coin/coin-1/groundtruth.txt").is_file()
+    assert Path(roots["GOT10K"], "train/list.txt").is_file()
+    assert Path(roots["COCO17"], "annotations/instances_train2017.json").is_file()
+    assert roots["TRACKINGNET"] == str(Path("data").absolute())
 
 
 @pytest.fixture

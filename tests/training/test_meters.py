@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from seqtrack.training.meters import EpochMeter, log_line, summary_line
+from seqtrack.training.meters import EpochMeter, log_line, sets_line, summary_line
 
 
 def test_averages_are_over_all_steps_so_far() -> None:
@@ -48,3 +48,18 @@ def test_an_epoch_is_summed_up_in_one_line() -> None:
         "Epoch 3 of 10 done in 0:00:10 : loss 3.00000, IoU 0.25000, accuracy 25.00%, 6.4 samples/s, "
         "waited for data 5.0% of the time"
     )
+
+
+def test_a_set_has_the_average_over_its_own_samples() -> None:
+    meter = EpochMeter()
+    for share, loss, iou in ((0.25, 1.0, 0.1), (0.75, 2.0, 0.2)):
+        meter.add_sets(["LASOT", "COCO17", "TRACKINGNET"], [share, loss, iou, 1 - share, 3.0, 0.0, 0.0, 0.0, 0.0])
+    found = meter.of_sets(batch_size=4)
+    assert (found["samples_LASOT"], found["loss_LASOT"], found["iou_LASOT"]) == (4, 3.0, pytest.approx(0.3))
+    assert (found["samples_COCO17"], found["loss_COCO17"]) == (4, 6.0)
+    assert found["samples_TRACKINGNET"] == 0 and "loss_TRACKINGNET" not in found
+    assert sets_line(2, meter.sets, found) == (
+        "Epoch 2 : samples 4 of LASOT (loss 3.00000, IoU 0.30000), 4 of COCO17 (loss 6.00000, IoU 0.00000), "
+        "0 of TRACKINGNET"
+    )
+    assert EpochMeter(**meter.state_dict()) == meter
