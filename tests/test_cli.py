@@ -33,7 +33,10 @@ ANSWERS = {
     "train --settings": (0, "TRAIN.LR = 0.0001\n    "),
     "train": (2, "error: --config NAME|FILE is needed, or --resume-from PATH"),
     "train --config nowhere.yaml": (2, "error: nowhere.yaml: cannot be read"),
-    "train --config dmo": (2, "error: dmo: neither a file nor a recipe; did you mean demo? (the recipes: demo, seq"),
+    "train --config dmo": (
+        2,
+        "error: dmo: neither a file nor a recipe; did you mean demo? (the recipes: demo, demo_mixture, seq",
+    ),
     "train --config demo TRAIN.LRR=1": (2, "TRAIN.LRR: unknown setting; did you mean TRAIN.LR?"),
     "train TRAIN.LR=0.1 --config demo TRAIN.LRR=1": (2, "TRAIN.LRR: unknown setting; did you mean TRAIN.LR?"),
     "train --config demo --workers 3": (2, "RUN.WORKERS 3 does not divide TRAIN.BATCH_SIZE 32"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -143,7 +144,16 @@ def test_all_images_may_be_drawn_and_only_long_and_visible_videos(tiny_config: C
     assert usable_sequences(videos, tiny_config.DATA).tolist() == [1, 3]
 
 
-def test_an_object_without_a_size_is_drawn_again_and_is_no_broken_frame(mixture_config: Config) -> None:
+@pytest.mark.parametrize("box", [[8, 9, 0, 5], [8, 9, -4, 5], [8, 9, 1e39, 5]])
+def test_an_object_without_a_size_is_drawn_again_and_is_no_broken_frame(
+    mixture_config: Config, tmp_path: Path, box: list[float]
+) -> None:
+    tree = shutil.copytree(mixture_config.DATA.ROOTS["COCO17"], tmp_path / "tree")
+    file = tree / "annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][-1]["bbox"] = box
+    file.write_text(json.dumps(content))
+    mixture_config = mixture_config.with_settings({"DATA.ROOTS.COCO17": str(tree)})
     mixture = open_data(mixture_config).mixture
     source = TripletSource.from_config(mixture_config, mixture)
     index = mixture.sets[2].index

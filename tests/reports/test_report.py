@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -102,6 +103,17 @@ def test_a_run_that_ended_in_its_first_epoch_has_figures(tiny_config: Config, tm
     for name, figure in report_figures(made_up_phase(tiny_config, done=done), None, None).items():
         figure.savefig(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+def test_the_report_of_a_run_on_several_sets_lists_them(
+    tiny_config: Config, models: list[tuple[str, Weights]], tmp_path: Path
+) -> None:
+    phase = made_up_phase(tiny_config)
+    sets = {"LASOT": {"sequences": 3, "frames": 90}, "COCO17": {"sequences": 41, "frames": 41}}
+    dataset = {"sequences": 44, "frames": 131, "fingerprint": "0123", "sets": sets}
+    phase = replace(phase, meta=phase.meta | {"dataset": dataset})
+    _, text = write(tmp_path, phase, None, models)
+    assert "| COCO17 | 41 | 41 |" in text and "| all | 44 | 131 |" in text
 
 
 def test_the_first_phase_alone_makes_a_report(

@@ -115,6 +115,10 @@ def test_lr_seed_is_five_learning_rates_with_three_seeds() -> None:
         ),
         ({"parameters": {"RUN.NAME": {"grid": ["a"]}}}, "parameters.RUN.NAME: is the same for all trials of a sweep"),
         ({"parameters": {"DATA.ROOT": {"grid": ["a"]}}}, "parameters.DATA.ROOT: is the same for all trials"),
+        (
+            {"parameters": {"DATA.TRAIN.DATASETS_RATIO": {"grid": [[1]]}}},
+            "parameters.DATA.TRAIN.DATASETS_RATIO: is the same for all trials",
+        ),
         ({"parameters": {"TRAIN.LR": {"grid": [0.1, "fast"]}}}, "parameters.TRAIN.LR: TRAIN.LR: "),
         ({"parameters": {"TRAIN.LR": {"uniform": [-1, 1]}}}, "parameters.TRAIN.LR: TRAIN.LR: Input should be greater"),
         (
