@@ -15,7 +15,7 @@ from seqtrack.config import Config
 from seqtrack.evaluation.benchmarks import BenchmarkData
 from seqtrack.evaluation.protocols import MEASURES, protocol_named
 from seqtrack.experiments.evaluate import Folder, Tracking, score_all, scores_of, track_benchmark, write_page
-from seqtrack.experiments.evaluators import Evaluators, Plan
+from seqtrack.experiments.evaluators import Evaluators, Plan, take_idle_time_only
 from seqtrack.failures import explain
 from seqtrack.integrations.mlflow_store import EVALUATION
 from seqtrack.locations import child
@@ -85,6 +85,8 @@ class RunEvaluation:
         return due_checkpoints(self._config, self._run, self._benchmarks)
 
     def _work(self) -> None:
+        if self._beside is not None:
+            take_idle_time_only()
         try:
             measured = False
             while not self._abandoned.is_set():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -36,8 +37,6 @@ MOST_THREADS = 16
 """Threads of a worker that decode frames, at most: more than a GPU's model needs."""
 MOST_LOSSES = 3
 """Workers that may be lost with the same sequence under way, or before they have begun."""
-LAST = 19
-"""The niceness of a process that gets the CPU time that no other asks for."""
 
 
 class EvaluationError(Exception):
@@ -98,6 +97,16 @@ def _threads(cpus: float) -> int:
     return min(max(2, int(cpus)), MOST_THREADS)
 
 
+def take_idle_time_only() -> None:
+    """From now on this thread, and those that it starts, get the CPU time that nothing else asks for.
+
+    On Linux by the policy that is made for it: another process that wakes up is put on such a thread's CPU as if that
+    were idle, while beside a thread of low priority (`nice`) it may wait.
+    """
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 class Progress(NamedTuple):
     """What happened since the last one."""
 
@@ -114,7 +123,7 @@ class Evaluator:
         if plan.device == "cpu":
             torch.set_num_threads(1)
         if plan.yields:
-            os.nice(LAST)
+            take_idle_time_only()
 
     def load(self, config: str, weights: dict[str, torch.Tensor], settings: TrackerSettings, root: Root) -> None:
         """Takes a model, and the root of the sequences to come."""
