@@ -274,12 +274,6 @@ def test_a_root_that_does_not_fit_is_named_with_its_setting(mixture_config: Conf
         assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_packed_copy_of_another_set_than_lasot_is_refused(mixture_config: Config, tmp_path: Path) -> None:
-    (tmp_path / "index.parquet").write_bytes(b"")
-    with pytest.raises(DataError, match=r"DATA.ROOTS.COCO17 .*: is a packed tree; those of COCO17 cannot be read yet"):
-        open_data(mixture_config.with_settings({"DATA.ROOTS.COCO17": str(tmp_path)}))
-
-
 def test_classes_and_split_choose_among_lasot_only(mixture_config: Config) -> None:
     mixture = open_data(mixture_config).mixture
     kites = open_data(mixture_config.with_settings({"DATA.TRAIN.CLASSES": ["kite"]})).mixture
