@@ -83,6 +83,7 @@ def made_up_batch(config: Config, size: int) -> Batch:
         images(size, search, search, 3),
         torch.rand(size, 4, generator=generator) * 0.5,
         torch.ones(size, number + 1),
+        torch.zeros(size, dtype=torch.int64),
     )
 
 

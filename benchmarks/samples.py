@@ -18,6 +18,7 @@ from seqtrack.config import Config, SyntheticConfig
 from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.datasets.synthetic import write_synthetic
 from seqtrack.data.decoding import FrameDecoder
+from seqtrack.data.mixture import Mixture
 from seqtrack.data.storage import open_root
 from seqtrack.data.triplets import TripletSource
 
@@ -32,7 +33,7 @@ def main() -> None:
             {"DATA.ROOT": str(root), "DATA.SPLIT": "all", "DATA.TEMPLATE.NUMBER": 2, "DATA.MAX_SAMPLE_INTERVAL": 400}
         )
         opened = open_root(str(root))
-        by_region = TripletSource.from_config(config, build_index(config.DATA, opened), opened)
+        by_region = TripletSource.from_config(config, Mixture.of_lasot(build_index(config.DATA, opened), opened))
         whole = dataclasses.replace(by_region, decoder=FrameDecoder(by_region=False))
         rates: dict[str, list[float]] = {"by region": [], "whole frames": []}
         for turn in range(ROUNDS):

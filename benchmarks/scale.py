@@ -32,6 +32,7 @@ from seqtrack.config import Config, SyntheticConfig, load_config
 from seqtrack.data.batches import StreamPlan
 from seqtrack.data.crops import Sample
 from seqtrack.data.datasets.synthetic import write_synthetic
+from seqtrack.data.mixture import Mixture
 from seqtrack.data.open import open_index
 from seqtrack.data.storage import open_root
 from seqtrack.data.stream import Placement, StreamSource, stream_batches
@@ -123,7 +124,7 @@ class ReadySamples:
 
 def measure_costs(config: Config) -> Costs:
     root = open_root(str(config.DATA.ROOT))
-    triplets = TripletSource.from_config(config, open_index(config.DATA, root), root)
+    triplets = TripletSource.from_config(config, Mixture.of_lasot(open_index(config.DATA, root), root))
     seconds: list[float] = []
     for number in range(WARM_UP + SAMPLES):
         began = time.perf_counter()

@@ -60,8 +60,9 @@ ANSWERS = {
     "vot --help": (0, "--challenge {VOT20,VOT21,VOT22}"),
     "vot --weights runs/x --challenge VOT19": (2, "invalid choice: 'VOT19' (choose from"),
     "pack-lasot --to packed": (2, "error: DATA.ROOT: name the tree to pack"),
-    "pack --set COCO --to packed DATA.ROOT=x": (2, "error: --set COCO: no such data set; did you mean COCO17?"),
-    "pack --set VID --to packed DATA.ROOT=x": (
+    "pack --set COCO --to packed": (2, "error: --set COCO: no such data set; did you mean COCO17?"),
+    "pack --set COCO17 --to packed DATA.ROOT=x": (2, "error: DATA.ROOTS.COCO17: name the tree to pack"),
+    "pack --set VID --to packed": (
         2,
         "error: --set VID: no such data set; known: LASOT, GOT10K_train_full,",
     ),

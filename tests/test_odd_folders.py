@@ -106,7 +106,7 @@ def test_a_tree_is_packed_into_it_and_read_from_it(
     write_index(
         index, target, plan, [pack_shard(index, tree, target, path, rows, False) for path, rows in plan.items()]
     )
-    assert open_data(settle_paths(config)).index.names == open_index(tiny_config.DATA, tree).names
+    assert open_data(settle_paths(config)).mixture.sets[0].index.names == open_index(tiny_config.DATA, tree).names
 
 
 @pytest.mark.parametrize("written", [str, Path.as_uri], ids=["path", "uri"])

@@ -140,7 +140,7 @@ def shown(arguments: Sequence[str], program: str = "train") -> str:
 
 def tracking(config: Config, outcome: Outcome) -> list[str]:
     """Arguments of `track` with the trained model: in a synthetic sequence that it has not seen, or a video."""
-    if config.DATA.ROOT != "synthetic":
+    if config.DATA.place_of("LASOT")[1] != "synthetic":
         return ["--weights", outcome.folder, "--source", "VIDEO", "--box", "X,Y,W,H"]
     from seqtrack.data.datasets.synthetic import ensure_synthetic, held_out
 

@@ -150,14 +150,15 @@ class TrainConfig(Section):
 
 class DataTrainConfig(Section):
     DATASETS_NAME: tuple[str, ...] = ("LASOT", "GOT10K_vottrain")
-    """Training sets. Only LASOT can be trained on here; others are refused when training starts."""
+    """Training sets: LASOT, GOT10K_train_full, GOT10K_vottrain, GOT10K_votval (lists as published),
+    GOT10K_vottrain_fixed (without the videos that VOT forbids), COCO17, TRACKINGNET. DATA.ROOTS says where each is."""
     DATASETS_RATIO: tuple[PositiveFloat, ...] = (1, 1)
-    """Relative sampling weight of each of DATASETS_NAME."""
+    """Relative sampling weight of each of DATASETS_NAME: a sample's set is drawn by it, then a sequence of the set."""
     SAMPLE_PER_EPOCH: PositiveInt = 60000
     """Samples per epoch, rounded up to whole batches."""
     # ours
     CLASSES: tuple[str, ...] = ()
-    """Object classes to use. Empty: all."""
+    """Object classes of LaSOT to use. Empty: all. Other sets are used with all of their classes."""
     MAX_SAMPLE_PER_SEQ: Annotated[PositiveInt | None, NoEffect("nothing in the published code reads it")] = None
     """Accepted because published files have it."""
 
@@ -219,7 +220,7 @@ class DataConfig(Section):
     STD: Rgb = (0.229, 0.224, 0.225)
     """Channel deviations that the crops are divided by."""
     MAX_SAMPLE_INTERVAL: PositiveInt = 200
-    """Largest distance in frames from a sample's base frame."""
+    """Largest distance in frames from a sample's base frame, in every set of videos."""
     SAMPLER_MODE: Literal["order", "causal", "interval", "trident", "stark"] = "order"
     """How a sample's frames are chosen. Only `order`, which every published recipe uses, is supported."""
     LOADER: Literal["tracking"] = "tracking"
@@ -231,16 +232,31 @@ class DataConfig(Section):
     TEMPLATE: TemplateConfig = TemplateConfig()
     # ours
     ROOT: Location | None = None
-    """LaSOT folder or URI (`/data/lasot`, `s3://bucket/lasot`). `synthetic`: write and use a small made-up data set."""
+    """LaSOT folder or URI (`/data/lasot`, `s3://bucket/lasot`). `synthetic`: write and use a small made-up data set.
+    It is the same as ROOTS.LASOT, and only one of the two may be set."""
+    ROOTS: dict[str, Location] = Field({})
+    """Folder or URI of each training set, such as {LASOT: /data/lasot, COCO17: s3://bucket/coco}; `synthetic` for a
+    small made-up one. GOT10K stands for every GOT10K_… that has no entry of its own."""
+    PARTIAL: tuple[str, ...] = ()
+    """Sets of DATASETS_NAME whose copies may lack sequences or chunks, such as [TRACKINGNET]. They are trained on as
+    they are; the log and the data set's fingerprint say so. Other incomplete copies are refused."""
     SPLIT: Location = "lasot_train"
-    """Which sequences: `lasot_train`, `lasot_test` (the benchmark's own lists), `all` on disk, or a file of names."""
+    """Which sequences of LaSOT: `lasot_train`, `lasot_test` (the benchmark's own lists), `all` on disk, or a file of
+    names."""
     ON_MISMATCH: Literal["error", "drop", "redraw"] = "error"
     """What happens to a sequence whose frames do not fit its boxes (their number, or a gap). `error`: nothing starts.
     `drop`: it is left out. `redraw`: a sample that would show a missing frame is drawn again."""
     DOWNLOAD_FROM: str = "l-lt/LaSOT"
     """Dataset repository on the Hugging Face Hub, one zip per class, that `seqtrack fetch-lasot` downloads from."""
     SYNTHETIC: SyntheticConfig = SyntheticConfig()
-    """The data set that `ROOT: synthetic` stands for."""
+    """The data set that `ROOT: synthetic` stands for, and those of other layouts in ROOTS."""
+
+    def place_of(self, name: str) -> tuple[str, str | None]:
+        """The setting that says where a training set is, and its value; None if it is not set."""
+        for key in (name, name.partition("_")[0]):
+            if key in self.ROOTS:
+                return f"DATA.ROOTS.{key}", self.ROOTS[key]
+        return ("DATA.ROOT", self.ROOT) if name == "LASOT" else (f"DATA.ROOTS.{name}", None)
 
 
 class TestIntervals(Section):

@@ -40,6 +40,8 @@ class HostBatch(NamedTuple):
     """(B, 4)."""
     brightness: NDArray[np.float32]
     """(B, T + 1)."""
+    sets: NDArray[np.int64]
+    """(B,) which of the training sets each sample is from."""
     problems: tuple[str, ...]
     """One line for each broken frame that was found."""
     fault: str = ""
@@ -112,6 +114,7 @@ def make_batches(triplets: TripletSource, plan: StreamPlan, steps: Iterable[int]
                 np.stack([sample.search for sample in samples]),
                 np.stack([sample.box_xywh for sample in samples]),
                 np.stack([sample.brightness for sample in samples]),
+                np.array([sample.set_number for sample in samples], np.int64),
                 tuple(problem for _, problems in made for problem in problems),
             )
         )
@@ -127,6 +130,7 @@ def _without_samples(settings: DataConfig, step: int, numbers: NDArray[np.int64]
         np.zeros((count, settings.SEARCH.SIZE, settings.SEARCH.SIZE, 3), np.uint8),
         np.zeros((count, 4), np.float32),
         np.zeros((count, templates + 1), np.float32),
+        np.zeros(count, np.int64),
         (),
         fault,
     )

@@ -55,6 +55,8 @@ class Sample(NamedTuple):
     """(4,) the target in the search crop, normalised to it."""
     brightness: NDArray[np.float32]
     """(T + 1,) factor for each crop, templates first, still to be applied."""
+    set_number: int = 0
+    """Which of the run's training sets it is from."""
 
 
 def jitter_box(box_xywh: Box, normal: Sequence[float], uniform: Sequence[float], settings: SearchConfig) -> Box:

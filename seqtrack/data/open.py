@@ -1,4 +1,4 @@
-"""Opens the data set that the settings name, packed or not: its annotations, and where its frames are."""
+"""Opens the data sets that the settings name, packed or not: their annotations, and where their frames are."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pyarrow import fs
 
 from seqtrack.config import Config, DataConfig
+from seqtrack.data.datasets.catalog import open_training_set
 from seqtrack.data.datasets.frames import match_frames
 from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.datasets.lasot import build_index
-from seqtrack.data.datasets.layout import packed_archives
-from seqtrack.data.packed import FOLDER, INDEX, check_shards_exist, is_packed, select_packed
+from seqtrack.data.datasets.layout import IncompleteSet, packed_archives
+from seqtrack.data.mixture import Mixture, TrainingSet
+from seqtrack.data.packed import FOLDER, INDEX, check_shards_exist, is_packed, open_packed_set, select_packed
 from seqtrack.data.storage import DataError, Root, open_root
 from seqtrack.data.triplets import TripletSource
 
@@ -21,19 +23,45 @@ from seqtrack.data.triplets import TripletSource
 class Data:
     """The data that a run trains on."""
 
-    index: FrameIndex
-    root: Root
+    mixture: Mixture
     notes: tuple[str, ...] = ()
     """What was found when it was opened and the user should know, a line each."""
 
 
 def open_data(config: Config) -> Data:
-    """Reads the annotations at DATA.ROOT and finds the frames. Raises DataError."""
+    """Reads the annotations of all training sets and finds the frames. Raises DataError."""
     notes: list[str] = []
-    root = open_root(str(config.DATA.ROOT))
-    index = open_index(config.DATA, root, notes.append)
-    TripletSource.from_config(config, index, root)  # raises if no sequence can be drawn from
-    return Data(index, root, tuple(notes))
+    names, ratios = config.DATA.TRAIN.DATASETS_NAME, config.DATA.TRAIN.DATASETS_RATIO
+    mixture = Mixture(tuple(open_set(name, config.DATA, notes.append) for name in names), ratios)
+    TripletSource.from_config(config, mixture)  # raises if a set has no sequence that can be drawn from
+    return Data(mixture, tuple(notes))
+
+
+def open_set(name: str, settings: DataConfig, note: Callable[[str], None] = lambda line: None) -> TrainingSet:
+    """A training set where DATA.ROOTS or DATA.ROOT says it is. `note` gets lines for the log. Raises DataError."""
+    setting, place = settings.place_of(name)
+    root = open_root(str(place), setting)
+    if name == "LASOT":
+        return TrainingSet(name, open_index(settings, root, note), root)
+    notes: list[str] = []
+
+    def read(partial_set: bool) -> FrameIndex:
+        if is_packed(root):
+            return open_packed_set(name, root, notes.append, partial_set)
+        _check_finished(root)
+        return open_training_set(name, root, settings.ON_MISMATCH, notes.append, setting, partial_set)
+
+    try:
+        index, partial = read(partial_set=False), False
+    except IncompleteSet as problem:
+        if name not in settings.PARTIAL:
+            allowed = ",".join((*settings.PARTIAL, name))
+            raise IncompleteSet(f"{problem} (DATA.PARTIAL=[{allowed}] trains on what is there)") from problem
+        notes.clear()
+        index, partial = read(partial_set=True), True
+    for line in notes:
+        note(line)
+    return TrainingSet(name, index, root, partial)
 
 
 def open_index(settings: DataConfig, root: Root, note: Callable[[str], None] = lambda line: None) -> FrameIndex:
@@ -45,9 +73,15 @@ def open_index(settings: DataConfig, root: Root, note: Callable[[str], None] = l
         index = select_packed(settings, root)
         check_shards_exist(index, root)
         return index
-    if root.filesystem.get_file_info(f"{root.path}/{FOLDER}").type == fs.FileType.Directory:
-        raise DataError(f"{root.path}: has {FOLDER} but no {INDEX}: `seqtrack pack-lasot` has not finished there")
+    _check_finished(root)
     index = match_frames(build_index(settings, root, note), root, settings.ON_MISMATCH, note)
     for line in packed_archives(root):
         note(f"{root.path}: {line}")
     return index
+
+
+def _check_finished(root: Root) -> None:
+    """Raises DataError for a folder with shards and no index. A chunk of TrackingNet has a folder of that name, too."""
+    found = root.filesystem.get_file_info(fs.FileSelector(f"{root.path}/{FOLDER}", allow_not_found=True))
+    if any(info.base_name.endswith((".parquet", ".unfinished")) for info in found):
+        raise DataError(f"{root.path}: has {FOLDER} but no {INDEX}: `seqtrack pack` has not finished there")

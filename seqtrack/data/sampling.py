@@ -42,9 +42,13 @@ class Draws(NamedTuple):
 
 
 def usable_sequences(index: FrameIndex, settings: DataConfig) -> NDArray[np.int64]:
-    """Rows of the sequences that samples may come from: ≥ 20 frames, > 2·(templates + search) of them visible."""
+    """Rows of the sequences that samples may come from: ≥ 20 frames, > 2·(templates + search) of them visible.
+
+    All images of an image set are among them, as published. Where an object's box has no size, the sample is drawn
+    again.
+    """
     wanted = settings.TEMPLATE.NUMBER + settings.SEARCH.NUMBER
-    return np.flatnonzero((index.visible_counts > 2 * wanted) & (index.lengths >= MIN_FRAMES))
+    return np.flatnonzero(index.stills | (index.visible_counts > 2 * wanted) & (index.lengths >= MIN_FRAMES))
 
 
 def draw_sample(
@@ -52,12 +56,15 @@ def draw_sample(
 ) -> Draws:
     """The draws of sample `number` (from 0, counted over the whole run) at its `attempt`-th try.
 
-    `usable`: the rows from `usable_sequences`, not empty.
+    `usable`: the rows from `usable_sequences`, not empty. Of an image set, templates and search show the same image.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, attempt]))
     sequence = int(usable[generator.integers(len(usable))])
     count = settings.TEMPLATE.NUMBER + settings.SEARCH.NUMBER
-    frames = _ordered_frames(generator, index.visible_frames(sequence), count, settings.MAX_SAMPLE_INTERVAL)
+    if index.stills[sequence]:
+        frames: tuple[int, ...] = (0,) * count
+    else:
+        frames = _ordered_frames(generator, index.visible_frames(sequence), count, settings.MAX_SAMPLE_INTERVAL)
     return Draws(
         sequence=sequence,
         frames=frames,

@@ -24,7 +24,7 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.train.collective import broadcast_from_rank_zero
 
 from seqtrack.data.batches import HostBatch, Placement, StreamPlan, make_batches
-from seqtrack.data.datasets.index import FrameIndex
+from seqtrack.data.mixture import Mixture
 from seqtrack.data.triplets import TripletSource
 
 LOOKAHEAD_BLOCKS = 16
@@ -35,16 +35,16 @@ LOOKAHEAD_BLOCKS = 16
 class StreamSource:
     """What the tasks of a stream need to make samples."""
 
-    index_ref: ray.ObjectRef[FrameIndex]
-    """The frame index, shared by all runs that train on it; one copy per node."""
-    make_triplets: Callable[[FrameIndex], TripletSource]
+    mixture_ref: ray.ObjectRef[Mixture]
+    """The training sets with their indexes, shared by all runs that train on them; one copy per node."""
+    make_triplets: Callable[[Mixture], TripletSource]
     placement: Placement
 
     @classmethod
-    def of(cls, triplets: TripletSource, index_ref: ray.ObjectRef[FrameIndex], placement: Placement) -> StreamSource:
-        """Makes a source from `triplets`, whose index `index_ref` refers to."""
-        rest = {field.name: getattr(triplets, field.name) for field in fields(triplets) if field.name != "index"}
-        return cls(index_ref, partial(TripletSource, **rest), placement)
+    def of(cls, triplets: TripletSource, mixture_ref: ray.ObjectRef[Mixture], placement: Placement) -> StreamSource:
+        """Makes a source from `triplets`, whose mixture `mixture_ref` refers to."""
+        rest = {field.name: getattr(triplets, field.name) for field in fields(triplets) if field.name != "mixture"}
+        return cls(mixture_ref, partial(TripletSource, **rest), placement)
 
 
 class _ShardExchange:
@@ -169,7 +169,7 @@ def _make_block(
 ) -> list[Block]:
     """The read task: makes all steps of one block."""
     source = ray.get(source_ref)
-    triplets = source.make_triplets(ray.get(source.index_ref))
+    triplets = source.make_triplets(ray.get(source.mixture_ref))
     steps, rank = plan.block_steps(block, start, stop)
     made = make_batches(triplets, plan, steps, rank)
     columns = {field: [getattr(batch, field) for batch in made] for field in HostBatch._fields}

@@ -5,105 +5,147 @@ This is the whole data path without Ray; `stream.py` runs it in many processes a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.config import Config, DataConfig
 from seqtrack.data.crops import HugeCrop, Sample, cut_sample
-from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.decoding import BrokenFrame, Frame, FrameDecoder
-from seqtrack.data.sampling import draw_sample, usable_sequences
-from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, SpanReader, StoreError, read_bytes
+from seqtrack.data.mixture import Mixture
+from seqtrack.data.sampling import Draws, draw_sample, usable_sequences
+from seqtrack.data.storage import READS_AT_ONCE, DataError, SpanReader, StoreError, read_bytes
 
 MAX_ATTEMPTS = 100
+
+
+class Place(NamedTuple):
+    """Which frame of a mixture."""
+
+    set_number: int
+    row: int
+    """Of the sequence in the set's index."""
+    frame: int
+
+
+NONE_READ: Mapping[Place, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class TripletSource:
     """Makes any sample of a run by its number, in any process, in any order."""
 
-    index: FrameIndex
-    root: Root
+    mixture: Mixture
     settings: DataConfig
     seed: int
-    usable: NDArray[np.int64]
-    shards: SpanReader
+    usable: tuple[NDArray[np.int64], ...]
+    """The rows of each set that samples may come from."""
+    shards: tuple[SpanReader, ...]
+    """One for each set; they read packed trees."""
     decoder: FrameDecoder = field(default_factory=FrameDecoder)
 
     @classmethod
-    def from_config(cls, config: Config, index: FrameIndex, root: Root) -> TripletSource:
-        """Raises DataError if no sequence is long and visible enough to draw from."""
-        usable = usable_sequences(index, config.DATA)
-        if not len(usable):
-            raise DataError(
-                f"{root.path}: none of the {len(index.names)} sequences has 20 frames and enough of them visible"
-            )
-        return cls(index, root, config.DATA, config.SEED, usable, SpanReader(root))
+    def from_config(cls, config: Config, mixture: Mixture) -> TripletSource:
+        """Raises DataError if a set has no sequence that is long and visible enough to draw from."""
+        usable = tuple(usable_sequences(one.index, config.DATA) for one in mixture.sets)
+        for one, rows in zip(mixture.sets, usable, strict=True):
+            if not one.index.visible_counts[rows].any():
+                count = len(one.index.lengths)
+                raise DataError(
+                    f"{one.root.path}: none of the {count} objects has a box with a size"
+                    if one.index.stills.any()
+                    else f"{one.root.path}: none of the {count} sequences has 20 frames and enough of them visible"
+                )
+        readers = tuple(SpanReader(one.root) for one in mixture.sets)
+        return cls(mixture, config.DATA, config.SEED, usable, readers)
+
+    def draw(self, number: int, attempt: int) -> tuple[int, Draws]:
+        """The set (from 0) of sample `number` at its `attempt`-th try, and its draws there."""
+        which = self.mixture.draw_set(self.seed, number, attempt)
+        index = self.mixture.sets[which].index
+        return which, draw_sample(index, self.usable[which], self.seed, number, attempt, self.settings)
 
     def samples(self, numbers: Sequence[int]) -> list[tuple[Sample, list[str]]]:
-        """`sample` for each number. From an object store, the frames of all first draws are read in parallel."""
-        ahead = {} if self.root.local else self._read_ahead(numbers)
+        """`sample` for each number. From object stores, the frames of all first draws are read in parallel."""
+        ahead = self._read_ahead(numbers)
         return [self.sample(number, ahead) for number in numbers]
 
-    def sample(self, number: int, ahead: Mapping[str, bytes] = MappingProxyType({})) -> tuple[Sample, list[str]]:
+    def sample(self, number: int, ahead: Mapping[Place, bytes] = NONE_READ) -> tuple[Sample, list[str]]:
         """Sample `number` (from 0, over the whole run), and one line for each broken frame met on the way.
 
-        `ahead`: path -> bytes of frames already read. Raises DataError after 100 draws without a valid sample, and
+        `ahead`: bytes of frames already read. Raises DataError after 100 draws without a valid sample, and
         StoreError if an object store does not deliver a frame, because substituting a frame would change the run.
         """
         problems: list[str] = []
         for attempt in range(MAX_ATTEMPTS):
-            draws = draw_sample(self.index, self.usable, self.seed, number, attempt, self.settings)
-            boxes = self.index.boxes_xywh(draws.sequence)
+            which, draws = self.draw(number, attempt)
+            index = self.mixture.sets[which].index
+            if index.stills[draws.sequence] and not len(index.visible_frames(draws.sequence)):
+                continue  # an object whose box has no size
+            boxes = index.boxes_xywh(draws.sequence)
+            open_frame = partial(self._open_frame, ahead, which, draws.sequence)
             try:
-                sample = cut_sample(draws, boxes, partial(self._open_frame, draws.sequence, ahead), self.settings)
+                sample = cut_sample(draws, boxes, open_frame, self.settings)
             except BrokenFrame as problem:
                 problems.append(str(problem))
                 continue
             except HugeCrop as problem:
-                problems.append(f"{self.index.frame_path(draws.sequence, problem.frame)}: {problem}")
+                problems.append(f"{self._name(Place(which, draws.sequence, problem.frame))}: {problem}")
                 continue
             if sample is not None:
-                return sample, problems
+                return sample._replace(set_number=which), problems
         seen = f"; broken frames: {'; '.join(problems[:5])}" if problems else ""
         raise DataError(f"sample {number}: no valid draw in {MAX_ATTEMPTS} attempts{seen}")
 
-    def _open_frame(self, sequence: int, ahead: Mapping[str, bytes], frame: int) -> Frame:
-        name = self.index.frame_path(sequence, frame)
-        return self.decoder.open(name, ahead[name] if name in ahead else self._read(sequence, frame))
+    def _open_frame(self, ahead: Mapping[Place, bytes], which: int, row: int, frame: int) -> Frame:
+        place = Place(which, row, frame)
+        return self.decoder.open(self._name(place), ahead[place] if place in ahead else self._read(place))
 
-    def _read(self, sequence: int, frame: int) -> bytes:
-        name = self.index.frame_path(sequence, frame)
-        if self.index.packed:
-            span = self.index.span(sequence, frame)
+    def _name(self, place: Place) -> str:
+        """A frame in messages: its path below its root, and its set where there are several."""
+        one = self.mixture.sets[place.set_number]
+        path = one.index.frame_path(place.row, place.frame)
+        return path if len(self.mixture.sets) == 1 else f"{one.name} {path}"
+
+    def _read(self, place: Place) -> bytes:
+        one, name = self.mixture.sets[place.set_number], self._name(place)
+        if one.index.packed:
+            span = one.index.span(place.row, place.frame)
             if span is None:
                 raise BrokenFrame(f"{name} is missing")
-            return self.shards.read(span)
+            return self.shards[place.set_number].read(span)
+        path = one.index.frame_path(place.row, place.frame)
         try:
-            return read_bytes(self.root, name)
+            return read_bytes(one.root, path)
         except FileNotFoundError as error:
             raise BrokenFrame(f"{name} is missing") from error
         except OSError as error:
-            if self.root.local:
+            if one.root.local:
                 raise BrokenFrame(f"{name} cannot be read ({error})") from error
-            raise StoreError(f"{self.root.path}/{name}: cannot be read ({error})") from error
+            raise StoreError(f"{one.root.path}/{path}: cannot be read ({error})") from error
 
-    def _read_ahead(self, numbers: Sequence[int]) -> dict[str, bytes]:
-        """Path -> bytes of the frames in each sample's first draw. Missing frames are left out."""
-        drawn = (draw_sample(self.index, self.usable, self.seed, number, 0, self.settings) for number in numbers)
-        wanted = {(draws.sequence, frame) for draws in drawn for frame in draws.frames}
+    def _read_ahead(self, numbers: Sequence[int]) -> dict[Place, bytes]:
+        """The frames of each sample's first draw that are in object stores. Missing frames are left out."""
+        if all(one.root.local for one in self.mixture.sets):
+            return {}
 
-        def read(place: tuple[int, int]) -> tuple[str, bytes] | None:
+        def wanted() -> Iterator[Place]:
+            for number in numbers:
+                which, draws = self.draw(number, 0)
+                if not self.mixture.sets[which].root.local:
+                    yield from (Place(which, draws.sequence, frame) for frame in draws.frames)
+
+        def read(place: Place) -> tuple[Place, bytes] | None:
             try:
-                return self.index.frame_path(*place), self._read(*place)
+                return place, self._read(place)
             except BrokenFrame:
                 return None
 
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            return dict(filter(None, pool.map(read, sorted(wanted))))
+            return dict(filter(None, pool.map(read, sorted(set(wanted())))))

@@ -306,13 +306,19 @@ def check_weights(config: Config) -> str:
 def check_data(config: Config) -> str:
     from seqtrack.data.open import open_data
 
-    if config.DATA.ROOT is None:
-        raise Unfit("DATA.ROOT is not set", "DATA.ROOT=/data/lasot, or synthetic")
-    if config.DATA.ROOT == "synthetic":
+    names = config.DATA.TRAIN.DATASETS_NAME
+    places = [config.DATA.place_of(name) for name in names]
+    for name, (setting, place) in zip(names, places, strict=True):
+        if place is None:
+            raise Unfit(f"{setting} is not set", f"{setting}=/data/{name.lower()}, or synthetic")
+    if any(place == "synthetic" for _, place in places):
         return "synthetic: written when a run starts"
     data = open_data(config)
-    found = f"{as_path(config.DATA.ROOT)}: {len(data.index.names)} sequences, {data.index.num_frames:,} frames"
-    return "; ".join((found, *data.notes))
+    found = [
+        f"{as_path(str(place))}: {len(one.index.lengths)} sequences, {one.index.num_frames:,} frames"
+        for one, (_, place) in zip(data.mixture.sets, places, strict=True)
+    ]
+    return "; ".join((*found, *data.notes))
 
 
 def check_benchmarks(config: Config) -> str:

@@ -9,12 +9,11 @@ from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
 from seqtrack.cluster.connect import join_cluster
-from seqtrack.config import Config, DataConfig
+from seqtrack.config import Config
 from seqtrack.data.datasets import got10k, lasot
-from seqtrack.data.datasets.catalog import open_training_set
 from seqtrack.data.datasets.index import FrameIndex
-from seqtrack.data.open import open_index
-from seqtrack.data.packed import is_packed, open_packed_set
+from seqtrack.data.open import open_set
+from seqtrack.data.packed import check_shards_exist, is_packed, read_packed_index
 from seqtrack.data.packing import PackedShard, check_done, pack_shard, plan_shards, stored_once, write_index
 from seqtrack.data.storage import DataError, Root, open_root
 from seqtrack.experiments.prepare import settle_paths
@@ -31,15 +30,16 @@ def pack(
     """Packs the sequences that `config` names into `target`, a folder or URI. The same call goes on.
 
     `allow_missing`: where frames are missing, packs the others. `say` gets the lines for the console. `name`: the data
-    set, whose tree is at DATA.ROOT. Raises InputError, OSError, ArrowException, or RayError.
+    set, whose tree is where DATA.ROOTS or DATA.ROOT says. Raises InputError, OSError, ArrowException, or RayError.
     """
     config, target = settle_paths(config), lasting(target)
-    tree = open_root(str(config.DATA.ROOT))
+    setting, place = config.DATA.place_of(name)
+    tree = open_root(str(place), setting)
     if is_packed(tree):
-        raise DataError(f"DATA.ROOT {config.DATA.ROOT}: is packed already")
+        raise DataError(f"{setting} {place}: is packed already")
     packed = Root(*filesystem_at(target))
     settings = config.DATA.model_copy(update={"ON_MISMATCH": "redraw"}) if allow_missing else config.DATA
-    index = open_set(name, settings, tree, say)
+    index = open_set(name, settings, say).index
     if not check_done(index, packed, name):
         stored = stored_once(index).index
         plan = plan_shards(stored, name)
@@ -47,18 +47,9 @@ def pack(
         join_cluster()
         shards = pack_shards(stored, tree, packed, plan, allow_missing, name)
         write_index(index, packed, plan, shards, name, got10k.read_list(tree) if name in got10k.SETS else ())
-    open_set(name, config.DATA, packed)  # a folder of this machine is not another node's
-    say(f"Ready: DATA.ROOT={target}")
-
-
-def open_set(name: str, settings: DataConfig, root: Root, say: Callable[[str], None] = lambda line: None) -> FrameIndex:
-    """The index of a data set, packed or not. DATA.SPLIT=all takes what is there of it. Raises DataError."""
-    if name == lasot.SET:
-        return open_index(settings, root, say)
-    partial_set = settings.SPLIT == "all"
-    if is_packed(root):
-        return open_packed_set(name, root, say, partial_set)
-    return open_training_set(name, root, settings.ON_MISMATCH, say, partial_set=partial_set)
+    check_shards_exist(FrameIndex(read_packed_index(packed, name)), packed)  # this machine's folder is not another's
+    above, _, key = setting.rpartition(".")
+    say(f"Ready: {setting}={target}" if setting == "DATA.ROOT" else f"Ready: {above}={{{key}: {target}}}")
 
 
 def pack_shards(

@@ -10,9 +10,10 @@ import torch
 from pyarrow import ArrowException, fs
 
 from seqtrack.cluster.resources import Resources
-from seqtrack.config import Config, check_supported
+from seqtrack.config import Config, SyntheticConfig, check_supported
 from seqtrack.data.datasets.lasot import BENCHMARK_SPLITS
 from seqtrack.data.datasets.synthetic import ensure_synthetic
+from seqtrack.data.datasets.synthetic_sets import ensure_synthetic_set
 from seqtrack.data.open import Data, open_data
 from seqtrack.evaluation.benchmarks import BenchmarkData
 from seqtrack.experiments.benchmarks import SYNTHETIC, open_for_run
@@ -79,7 +80,7 @@ def prepare(
     if start is None:
         weights, source = starting_weights(config)
         return PreparedRun(config, data, run, None, False, weights, source, frozenset(allow_changed), benchmarks)
-    check_start(config, start, data.index.description, allow_changed, finished_is_fine=own is not None)
+    check_start(config, start, data.mixture.description, allow_changed, finished_is_fine=own is not None)
     return PreparedRun(config, data, run, start, own is not None, {}, start.path, frozenset(allow_changed), benchmarks)
 
 
@@ -91,15 +92,16 @@ def open_experiment(config: Config) -> tuple[Config, Data]:
 
 
 def settle_paths(config: Config) -> Config:
-    """Writes the synthetic data set if it is asked for, and makes local paths absolute: workers run elsewhere."""
+    """Writes the synthetic data sets that are asked for, and makes local paths absolute: workers run elsewhere."""
     settled: dict[str, Any] = {
         "RUN.STORAGE_PATH": lasting(config.RUN.STORAGE_PATH),
         "DATA.SYNTHETIC.PATH": lasting(config.DATA.SYNTHETIC.PATH),
     }
-    if config.DATA.ROOT == "synthetic":
-        settled["DATA.ROOT"] = str(ensure_synthetic(config.with_settings(settled).DATA.SYNTHETIC))
-    elif config.DATA.ROOT is not None:
-        settled["DATA.ROOT"] = absolute(config.DATA.ROOT)
+    made_up = config.with_settings(settled).DATA.SYNTHETIC
+    if config.DATA.ROOT is not None:
+        settled["DATA.ROOT"] = _settle_root("LASOT", config.DATA.ROOT, made_up)
+    if config.DATA.ROOTS:
+        settled["DATA.ROOTS"] = {key: _settle_root(key, place, made_up) for key, place in config.DATA.ROOTS.items()}
     if config.DATA.SPLIT not in (*BENCHMARK_SPLITS, "all"):
         settled["DATA.SPLIT"] = absolute(config.DATA.SPLIT)
     if config.EVAL.BENCHMARKS:
@@ -110,6 +112,15 @@ def settle_paths(config: Config) -> Config:
     if config.MODEL.ENCODER.PRETRAIN_FILE is not None:
         settled["MODEL.ENCODER.PRETRAIN_FILE"] = absolute(config.MODEL.ENCODER.PRETRAIN_FILE)
     return config.with_settings(settled)
+
+
+def _settle_root(name: str, place: str, made_up: SyntheticConfig) -> str:
+    """An absolute path or URI of a training set; of a made-up one, which is written, if `place` asks for it."""
+    if place != SYNTHETIC:
+        return absolute(place)
+    if name == "LASOT":
+        return str(ensure_synthetic(made_up))
+    return str(ensure_synthetic_set(name.partition("_")[0], made_up))  # all sets of GOT-10k share one tree
 
 
 def open_start(location: str) -> OpenedCheckpoint:
@@ -161,12 +172,13 @@ def keep_start(start: StoredCheckpoint, run: RunFolder) -> StoredCheckpoint:
 
 def log_start(prepared: PreparedRun, resources: Resources) -> None:
     """Writes the head of the run's log."""
-    config, index = prepared.config, prepared.data.index
+    config, mixture = prepared.config, prepared.data.mixture
     gpus = f" and {resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else ""
     lines = [
         *(f"Setting {line}" for line in config.without_effect()),
         *prepared.data.notes,
-        f"Run {config.RUN.NAME} : {len(index.names)} sequences, {index.num_frames:,} frames, "
+        *mixture.lines(),
+        f"Run {config.RUN.NAME} : {mixture.num_sequences} sequences, {mixture.num_frames:,} frames, "
         f"{config.DATA.TRAIN.SAMPLE_PER_EPOCH:,} samples and {config.steps_per_epoch:,} steps an epoch, "
         f"{config.TRAIN.EPOCH} epochs, seed {config.SEED}",
         f"Starting weights : {prepared.weights_source}",

@@ -69,12 +69,12 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
     if start is not None and start.run.location.startswith(hub.SCHEME):
         start = keep_start(start, run)
 
-    tags = run_tags(config, prepared.data.index.fingerprint)
+    tags = run_tags(config, prepared.data.mixture.fingerprint)
     tags |= {} if prepared.continued else origin_tags(prepared.start, parent_run)
     uploads = hub.HubThread(config, run) if config.HUB.REPO_ID else None
     if uploads is not None:
         uploads.start()
-    mirror = MirrorThread(config, run, tags)
+    mirror = MirrorThread(config, run, tags, prepared.data.mixture.params())
     evaluation = measure_beside(prepared, resources) if prepared.benchmarks else None
     measured = True
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
@@ -83,8 +83,8 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
             job = make_job(
                 config,
                 run,
-                prepared.data,
-                ray.put(prepared.data.index),
+                prepared.data.mixture,
+                ray.put(prepared.data.mixture),
                 resources,
                 start,
                 prepared.weights,

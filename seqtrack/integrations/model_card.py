@@ -32,13 +32,14 @@ def model_card(
     the newest; `evaluations`: what the run's checkpoints were measured at.
     """
     dataset = meta["dataset"]
+    sets = dataset.get("sets", {"LASOT": dataset})
     results = [result for one in evaluations if one.checkpoint == main for result in _results(one)]
     data = ModelCardData(
         library_name="seqtrack",
         license="apache-2.0",
         pipeline_tag=TASK,
         tags=["visual-object-tracking", "seqtrack", "pytorch"],
-        datasets=["l-lt/LaSOT"],
+        datasets=["l-lt/LaSOT"] if "LASOT" in sets else None,
         metrics=["iou"],
         model_name=repo_id.rpartition("/")[2] if results else None,
         eval_results=results or None,
@@ -53,6 +54,7 @@ def model_card(
             config=config,
             settings=config.to_yaml(),
             dataset=dataset,
+            sets=sets,
             classes=", ".join(dataset.get("classes", {})),
             history=meta["history"],
             tables=_tables(evaluations),

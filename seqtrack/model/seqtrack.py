@@ -157,10 +157,18 @@ def sentence_loss(logits: Tensor, tokens: Tensor, bins: int, weights: Tensor) ->
 
 
 @torch.no_grad()
-def sentence_iou(logits: Tensor, tokens: Tensor, bins: int) -> Tensor:
-    """Mean IoU of the likeliest coordinates of (B, 5, vocabulary) teacher-forced logits with (B, 4) target tokens.
+def sentence_losses(logits: Tensor, tokens: Tensor, bins: int, weights: Tensor) -> Tensor:
+    """(B,) `sentence_loss` of each sample. Their mean is that of the batch, since all sentences have equal weights."""
+    target = decoder_target(tokens, bins)
+    losses = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), weight=weights, reduction="none")
+    return losses.view_as(target).sum(1) / weights[target].sum(1)
+
+
+@torch.no_grad()
+def sentence_ious(logits: Tensor, tokens: Tensor, bins: int) -> Tensor:
+    """(B,) IoU of the likeliest coordinates of (B, 5, vocabulary) teacher-forced logits with (B, 4) target tokens.
 
     Both are read as (cx, cy, w, h) whatever the sentence's order is, as published.
     """
     predicted = logits[:, :4, :bins].argmax(-1)
-    return boxes.iou(boxes.cxcywh_to_xyxy(predicted / (bins - 1)), boxes.cxcywh_to_xyxy(tokens / (bins - 1))).mean()
+    return boxes.iou(boxes.cxcywh_to_xyxy(predicted / (bins - 1)), boxes.cxcywh_to_xyxy(tokens / (bins - 1)))

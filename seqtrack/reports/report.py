@@ -155,21 +155,20 @@ def _tracking_table(phase1: Phase, comparison: Comparison | None) -> Table:
 
 def _fact_tables(config: Config, phase: Phase) -> list[Table]:
     meta = phase.meta
-    classes = [
-        [name, f"{size['sequences']}", f"{size['frames']:,}"] for name, size in meta["dataset"]["classes"].items()
-    ]
-    total = [["all", f"{meta['dataset']['sequences']}", f"{meta['dataset']['frames']:,}"]]
+    dataset = meta["dataset"]
+    kind, parts = ("set", dataset["sets"]) if "sets" in dataset else ("class", dataset["classes"])
+    rows = [[name, f"{size['sequences']}", f"{size['frames']:,}"] for name, size in (*parts.items(), ("all", dataset))]
     facts = [
         ["seed", str(config.SEED)],
         ["samples an epoch", f"{config.DATA.TRAIN.SAMPLE_PER_EPOCH:,}"],
         ["batches an epoch", f"{config.steps_per_epoch:,} of {config.TRAIN.BATCH_SIZE}"],
-        ["data set fingerprint", meta["dataset"]["fingerprint"]],
+        ["data set fingerprint", dataset["fingerprint"]],
         ["hardware", f"{meta['world_size']} worker(s): {meta['hardware']}"],
         ["code revision", meta["code_revision"]],
     ]
     versions = [[name, version] for name, version in meta["versions"].items()]
     return [
-        Table(["class", "sequences", "frames"], [*classes, *total]),
+        Table([kind, "sequences", "frames"], rows),
         Table(["fact", "value"], facts),
         Table(["package", "version"], versions),
     ]

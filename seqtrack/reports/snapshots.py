@@ -13,8 +13,7 @@ from matplotlib.patches import Rectangle
 from seqtrack import boxes
 from seqtrack.config import Config
 from seqtrack.data.crops import Sample
-from seqtrack.data.open import open_index
-from seqtrack.data.storage import open_root
+from seqtrack.data.open import open_data
 from seqtrack.data.triplets import TripletSource
 from seqtrack.model.images import prepare_images
 from seqtrack.model.seqtrack import build_model
@@ -31,8 +30,7 @@ def snapshot_figure(config: Config, models: Sequence[tuple[str, Weights]]) -> Fi
 
     `models`: title and weights. The same seed gives the same samples. Raises DataError if the data are gone.
     """
-    root = open_root(str(config.DATA.ROOT))
-    source = TripletSource.from_config(config, open_index(config.DATA, root), root)
+    source = TripletSource.from_config(config, open_data(config).mixture)
     samples = [source.sample(FIRST_NUMBER + number)[0] for number in range(SHOWN)]
     predictions = [predict(config, weights, samples) for _, weights in models]
     true_xyxy = boxes.xywh_to_xyxy(torch.from_numpy(np.stack([sample.box_xywh for sample in samples])))

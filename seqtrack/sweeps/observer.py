@@ -14,6 +14,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from seqtrack.cluster.stop import StopOnSignal
+from seqtrack.data.mixture import Mixture
 from seqtrack.experiments.train import run_tags
 from seqtrack.integrations.mlflow import MirrorThread, Status
 from seqtrack.sweeps.plan import Plan, Work
@@ -28,7 +29,7 @@ class Observer(tune.Callback):
     def __init__(
         self,
         setting: TrialSetting,
-        fingerprint: str,
+        mixture: Mixture,
         parent: str | None,
         plan: Plan,
         work: Work,
@@ -37,7 +38,7 @@ class Observer(tune.Callback):
         say: Callable[[str], None],
     ) -> None:
         """`parent`: the sweep's MLflow run; `running` gets the names of the trials that train."""
-        self._setting, self._fingerprint, self._parent = setting, fingerprint, parent
+        self._setting, self._mixture, self._parent = setting, mixture, parent
         self._concurrency, self._count, self._ended = plan.concurrency, work.left, 0
         self._stop, self._running, self._say, self._began = stop, running, say, time.monotonic()
         self._mirrors: dict[str, MirrorThread] = {}
@@ -49,10 +50,10 @@ class Observer(tune.Callback):
             return
         config, folder = self._setting.trial_config(trial.config), self._setting.trial_folder(trial.config)
         folder.create()
-        tags = run_tags(config, self._fingerprint) | {"phase": "trial"}
+        tags = run_tags(config, self._mixture.fingerprint) | {"phase": "trial"}
         tags |= {"mlflow.parentRunId": self._parent} if self._parent else {}
         params = {f"_{key}": value for key, value in trial.config.items()}  # MLflow sorts by name: these come first
-        self._mirrors[name] = MirrorThread(config, folder, tags, params)
+        self._mirrors[name] = MirrorThread(config, folder, tags, params | self._mixture.params())
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         config, folder = self._setting.trial_config(trial.config), self._setting.trial_folder(trial.config)

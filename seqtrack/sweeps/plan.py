@@ -130,7 +130,7 @@ def time_steps(setting: TrialSetting, plan: Plan) -> float:
 def _time_step(setting: TrialSetting) -> tuple[float, float]:
     """Seconds of a worker's step, and of making a sample."""
     config = setting.config
-    triplets = TripletSource.from_config(config, ray.get(setting.index_ref), setting.root)
+    triplets = TripletSource.from_config(config, ray.get(setting.mixture_ref))
     made = []
     for number in range(8):
         began = time.perf_counter()
@@ -159,4 +159,5 @@ def _blank_batch(config: Config, device: torch.device) -> Batch:
         images(size, data.SEARCH.SIZE, data.SEARCH.SIZE),
         torch.full((size, 4), 0.25, device=device),
         torch.ones(size, data.TEMPLATE.NUMBER + 1, device=device),
+        torch.zeros(size, dtype=torch.int64, device=device),
     )

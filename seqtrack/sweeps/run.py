@@ -61,12 +61,12 @@ def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) 
     running: set[str] = set()
     # Only now, since Ray handles SIGTERM itself when it joins.
     with StopOnSignal(signal.SIGTERM, then=lambda: interrupt_when_ended(running)) as stop:
-        setting = TrialSetting(config, sweep, folder, ray.put(data.index), data.root, plan.resources, stop.request)
+        setting = TrialSetting(config, sweep, folder, ray.put(data.mixture), plan.resources, stop.request)
         try:
             for line in announce(setting, plan, work.trials, earlier):
                 say(line)
             parent = open_parent_run(config)
-            observer = Observer(setting, data.index.fingerprint, parent, plan, work, stop, running, say)
+            observer = Observer(setting, data.mixture, parent, plan, work, stop, running, say)
             if work.left > 0:
                 make_tuner(setting, plan, work, earlier, observer).fit()
             observer.close()

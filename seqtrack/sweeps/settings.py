@@ -44,7 +44,9 @@ NOT_SWEPT = (
     "HUB.",
     "EVAL.",
     "TEST.",
-    "DATA.ROOT",
+    "DATA.ROOT",  # and DATA.ROOTS
+    "DATA.PARTIAL",
+    "DATA.TRAIN.DATASETS_",
     "DATA.SPLIT",
     "DATA.TRAIN.CLASSES",
     "DATA.SYNTHETIC.",

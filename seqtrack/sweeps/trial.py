@@ -11,9 +11,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from seqtrack.cluster.resources import Resources, Share
 from seqtrack.config import Config
-from seqtrack.data.datasets.index import FrameIndex
+from seqtrack.data.mixture import Mixture
 from seqtrack.data.open import Data
-from seqtrack.data.storage import Root
 from seqtrack.errors import InputError
 from seqtrack.experiments.evaluate_run import RunEvaluation
 from seqtrack.experiments.evaluators import plan_within
@@ -41,9 +40,8 @@ class TrialSetting:
     sweep: Sweep
     folder: RunFolder
     """The sweep's."""
-    index_ref: ray.ObjectRef[FrameIndex]
-    """The index, which the sweep reads once for all trials."""
-    root: Root
+    mixture_ref: ray.ObjectRef[Mixture]
+    """The training sets, whose indexes the sweep reads once for all trials."""
     resources: Resources
     stop: ray.actor.ActorHandle
     """The StopRequest of all trials."""
@@ -102,15 +100,15 @@ def await_mlflow_run(trial: RunFolder, patience: float = SECONDS_TO_OPEN) -> str
 
 
 def _train(config: Config, setting: TrialSetting) -> Ended:
-    prepared = prepare(config, data=Data(ray.get(setting.index_ref), setting.root))
+    prepared = prepare(config, data=Data(ray.get(setting.mixture_ref)))
     write_settings(config, prepared.run)
     # The trial ends itself at the sweep's last epoch. Ray Tune would kill it, and not always clean up what it killed.
     prepared = replace(prepared, config=config.with_settings({"TRAIN.EPOCH": setting.sweep.epochs(config)}))
     job = make_job(
         prepared.config,
         prepared.run,
-        prepared.data,
-        setting.index_ref,
+        prepared.data.mixture,
+        setting.mixture_ref,
         setting.resources,
         prepared.start.stored if prepared.start is not None else None,
         prepared.weights,

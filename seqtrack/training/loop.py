@@ -24,7 +24,7 @@ from seqtrack.data.batches import HostBatch, StreamPlan, check_batch
 from seqtrack.runs.checkpoint import Contents, checkpoint_name
 from seqtrack.runs.log import MetricsFile
 from seqtrack.training.coordination import Agreement
-from seqtrack.training.meters import EpochMeter, log_line, summary_line
+from seqtrack.training.meters import EpochMeter, log_line, sets_line, summary_line
 from seqtrack.training.slots import find_difference
 from seqtrack.training.state import TrainState, generator_states
 from seqtrack.training.step import Backward, Batch, Objective, train_step
@@ -181,7 +181,7 @@ class TrainingLoop:
             tensor = torch.tensor(array)
             return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
-        return Batch(move(batch.template), move(batch.search), move(batch.boxes_xywh), move(batch.brightness))
+        return Batch(*(move(getattr(batch, name)) for name in Batch._fields))
 
     def _passed_multiple(self, interval: int) -> bool:
         """Whether the number of the epoch's samples passed a multiple of `interval` in this step."""
@@ -202,13 +202,16 @@ class TrainingLoop:
             raise BrokenDataError("; ".join(sorted(set(filter(None, self._everyones(self.fault))))))
         learning_rate = self.state.optimizer.param_groups[0]["lr"]
         first_step = self.state.step - len(self.unread) + 1
-        for step, (loss, iou, grad_norm) in enumerate(metrics.tolist(), start=first_step):
+        sets = self.config.DATA.TRAIN.DATASETS_NAME
+        for step, (loss, iou, *of_sets, grad_norm) in enumerate(metrics.tolist(), start=first_step):
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 raise DivergedError(
                     f"step {step} : loss {loss:g}, gradient norm {grad_norm:g}, learning rate {learning_rate:g}; "
                     "the checkpoint before it is the last"
                 )
             self.state.meter.add(loss, iou, grad_norm)
+            if of_sets:
+                self.state.meter.add_sets(sets, of_sets)
             self.state.metrics.append((loss, iou, grad_norm, learning_rate))
         self.unread.clear()
         self._compare_weights()
@@ -280,8 +283,11 @@ class TrainingLoop:
             "lr": state.optimizer.param_groups[0]["lr"],
             "seconds": state.meter.seconds,
             "broken_frames": state.meter.broken_frames,
+            **state.meter.of_sets(config.TRAIN.BATCH_SIZE),
         }
         logger.info(summary_line(self._epoch(), config.TRAIN.EPOCH, summary, state.meter.seconds))
+        if state.meter.sets:
+            logger.info(sets_line(self._epoch(), state.meter.sets, summary))
         state.history.append(summary)
         state.scheduler.step()
         state.meter = EpochMeter()

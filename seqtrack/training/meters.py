@@ -6,7 +6,8 @@ The meter is saved in checkpoints, so that an interruption does not change an ep
 from __future__ import annotations
 
 import datetime
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -24,6 +25,9 @@ class EpochMeter:
     """Part of `seconds` in which rank 0 waited for data."""
     broken_frames: int = 0
     """Frames that could not be read; their samples were drawn again."""
+    sets: dict[str, list[float]] = field(default_factory=dict)
+    """Training set -> its share of the batch, loss and IoU (as `Objective` gives them), each summed over the steps.
+    Empty where there is only one set."""
 
     def add(self, loss: float, iou: float, grad_norm: float) -> None:
         """Adds one step; the values are means over all workers."""
@@ -31,6 +35,21 @@ class EpochMeter:
         self.loss += loss
         self.iou += iou
         self.grad_norm += grad_norm
+
+    def add_sets(self, names: Sequence[str], values: Sequence[float]) -> None:
+        """Adds one step of each set: three values for each name, means over all workers."""
+        for place, name in enumerate(names):
+            before = self.sets.get(name, [0.0, 0.0, 0.0])
+            self.sets[name] = [old + new for old, new in zip(before, values[3 * place : 3 * place + 3], strict=True)]
+
+    def of_sets(self, batch_size: int) -> dict[str, float]:
+        """`samples_SET`, `loss_SET` and `iou_SET` so far; a set without a sample has no loss and IoU."""
+        found: dict[str, float] = {}
+        for name, (share, loss, iou) in self.sets.items():
+            found[f"samples_{name}"] = round(share * batch_size)
+            if share:
+                found |= {f"loss_{name}": loss / share, f"iou_{name}": iou / share}
+        return found
 
     def averages(self, batch_size: int) -> dict[str, float]:
         """Means over the steps so far, and rates."""
@@ -46,7 +65,8 @@ class EpochMeter:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For a checkpoint. That of a run on one set has no entry for sets."""
+        return {name: value for name, value in asdict(self).items() if name != "sets" or value}
 
 
 def log_line(
@@ -75,6 +95,17 @@ def summary_line(epoch: int, epochs: int, summary: dict[str, float], seconds: fl
         f"{summary['samples_per_second']:.1f} samples/s, waited for data {100 * summary['data_wait_fraction']:.1f}% "
         "of the time"
     )
+
+
+def sets_line(epoch: int, names: Iterable[str], summary: dict[str, float]) -> str:
+    """The log line at an epoch's end about each training set. `summary`: also from `EpochMeter.of_sets`."""
+    parts = []
+    for name in names:
+        numbers = ""
+        if f"loss_{name}" in summary:
+            numbers = f" (loss {summary[f'loss_{name}']:.5f}, IoU {summary[f'iou_{name}']:.5f})"
+        parts.append(f"{summary[f'samples_{name}']:,} of {name}{numbers}")
+    return f"Epoch {epoch} : samples {', '.join(parts)}"
 
 
 def _clock(seconds: float) -> str:

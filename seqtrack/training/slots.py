@@ -68,12 +68,13 @@ class SlotGradients:
         self._rank, self._world_size, self._group = rank, world_size, group
 
     def __call__(self, model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
-        """Like `backward`, but gradients, loss and IoU are means over the whole global batch, on every worker."""
+        """Like `backward`, but gradients and measurements are means over the whole global batch, on every worker."""
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         slots = self._compute_slots(model, parameters, batch, objective)
         total = tree_sum(slots, self._rank, self._world_size, self._group)
         total /= self._slots  # exact: a power of two
-        *gradients, measured = total.split([*(parameter.numel() for parameter in parameters), 2])
+        sizes = [parameter.numel() for parameter in parameters]
+        *gradients, measured = total.split([*sizes, len(total) - sum(sizes)])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient.view_as(parameter)
         return measured
@@ -81,7 +82,7 @@ class SlotGradients:
     def _compute_slots(
         self, model: nn.Module, parameters: list[nn.Parameter], batch: Batch, objective: Objective
     ) -> Iterator[Tensor]:
-        """Gradients, loss and IoU of each of this worker's slots, one after another, as one flat tensor."""
+        """Gradients and what is measured of each of this worker's slots, one after another, as one flat tensor."""
         number = self._slots // self._world_size
         parts = zip(*(part.chunk(number) for part in batch), strict=True)
         for slot, part in enumerate(parts, start=self._rank * number):

@@ -7,7 +7,7 @@ import logging
 import random
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class TrainState:
             },
             "scheduler": copy.deepcopy(self.scheduler.state_dict()),
             "step": self.step,
-            "meter": asdict(self.meter),
+            "meter": self.meter.state_dict(),
             "history": copy.deepcopy(self.history),
             "metrics": torch.tensor(self.metrics, dtype=torch.float64).reshape(-1, 4),
         }

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, StepLR
 
 from seqtrack.config import Config, TrainConfig
 from seqtrack.model.images import prepare_images
-from seqtrack.model.seqtrack import sentence_iou, sentence_loss, token_weights
+from seqtrack.model.seqtrack import sentence_ious, sentence_loss, sentence_losses, token_weights
 from seqtrack.tokens import boxes_to_tokens, decoder_input
 
 
@@ -30,6 +31,8 @@ class Batch(NamedTuple):
     """(B, 4) float32 targets in the search crops, normalised."""
     brightness: Tensor
     """(B, T + 1) float32 factors, templates first."""
+    sets: Tensor
+    """(B,) int64 numbers of the training sets that samples are from."""
 
 
 def build_optimizer(model: nn.Module, settings: TrainConfig) -> torch.optim.AdamW:
@@ -76,7 +79,12 @@ class Objective(nn.Module):
         self.register_buffer("token_weights", token_weights(config.MODEL.BINS))
 
     def forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss, from which gradients flow, and the IoU of this batch."""
+        """The loss, from which gradients flow, and what is measured of this batch, without gradients.
+
+        That is (2,) loss and IoU; with S > 1 training sets (2 + 3·S,), where the share of the batch that is from a set,
+        its loss and its IoU follow for each set. The latter two are summed over its samples and divided by the size of
+        the batch, so that means over workers, slots and steps are means over samples.
+        """
         config, bins = self.config, self.config.MODEL.BINS
         template = prepare_images(batch.template, batch.brightness[:, :-1], self.mean, self.std)
         search = prepare_images(batch.search, batch.brightness[:, -1], self.mean, self.std)
@@ -84,17 +92,25 @@ class Objective(nn.Module):
         with torch.autocast(search.device.type, torch.bfloat16, enabled=config.TRAIN.PRECISION == "bf16"):
             logits = model(template, search, decoder_input(tokens, bins))
         loss = sentence_loss(logits, tokens, bins, self.token_weights) * config.TRAIN.CE_WEIGHT
-        return loss, sentence_iou(logits, tokens, bins)
+        ious = sentence_ious(logits, tokens, bins)
+        measured = torch.stack((loss.detach(), ious.mean()))
+        sets = len(config.DATA.TRAIN.DATASETS_NAME)
+        if sets == 1:
+            return loss, measured
+        losses = sentence_losses(logits, tokens, bins, self.token_weights) * config.TRAIN.CE_WEIGHT
+        of_samples = torch.stack((torch.ones_like(losses), losses, ious), dim=1)
+        of_sets = (F.one_hot(batch.sets, sets)[:, :, None] * of_samples[:, None]).mean(0)
+        return loss, torch.cat((measured, of_sets.flatten()))
 
 
 def backward(model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
-    """Runs forward and backward. Returns (2,) loss and IoU of this batch, on the device.
+    """Runs forward and backward. Returns what `objective` measured of this batch, on the device.
 
     With several workers `model` is wrapped for data-parallel training, and loss and IoU are this worker's.
     """
-    loss, iou = objective(model, batch)
+    loss, measured = objective(model, batch)
     loss.backward()
-    return torch.stack((loss.detach(), iou))
+    return measured
 
 
 Backward = Callable[[nn.Module, Batch, Objective], Tensor]
@@ -107,7 +123,11 @@ def train_step(
     objective: Objective,
     backward: Backward = backward,
 ) -> Tensor:
-    """Computes and clips gradients, then steps. Returns (3,) loss, IoU and norm before clipping, on the device."""
+    """Computes and clips gradients, then steps.
+
+    Returns on the device what `objective` measured, loss and IoU first, and at the end the gradients' norm before
+    clipping.
+    """
     optimizer.zero_grad(set_to_none=True)
     measured = backward(model, batch, objective)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), objective.config.TRAIN.GRAD_CLIP_NORM)

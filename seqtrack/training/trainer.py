@@ -20,8 +20,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from seqtrack.cluster.resources import Resources
 from seqtrack.cluster.restarts import RestartReport
 from seqtrack.config import Config
-from seqtrack.data.datasets.index import FrameIndex
-from seqtrack.data.open import Data
+from seqtrack.data.mixture import Mixture
 from seqtrack.data.stream import StreamSource
 from seqtrack.data.triplets import TripletSource
 from seqtrack.environment import code_revision
@@ -41,8 +40,8 @@ RAYS_LIST = "checkpoint_manager_snapshot.json"
 def make_job(
     config: Config,
     run: RunFolder,
-    data: Data,
-    index_ref: ray.ObjectRef[FrameIndex],
+    mixture: Mixture,
+    mixture_ref: ray.ObjectRef[Mixture],
     resources: Resources,
     start: StoredCheckpoint | None,
     weights: Weights,
@@ -52,14 +51,14 @@ def make_job(
 ) -> Job:
     """Builds the job that the workers of a checked run are given. Raises DataError if no sequence can be drawn from.
 
-    `index_ref` refers to the index of `data`; `stop` is a StopRequest, which several runs may share.
+    `mixture_ref` refers to `mixture`; `stop` is a StopRequest, which several runs may share.
     """
-    triplets = TripletSource.from_config(config, data.index, data.root)
+    triplets = TripletSource.from_config(config, mixture)
     return Job(
         config,
         run,
-        StreamSource.of(triplets, index_ref, resources.placement),
-        data.index.description,
+        StreamSource.of(triplets, mixture_ref, resources.placement),
+        mixture.description,
         ray.put(weights) if weights else None,
         start,
         frozenset(allow_changed),

@@ -14,6 +14,7 @@ from seqtrack.data.datasets import got10k
 from seqtrack.data.datasets.catalog import open_training_set
 from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.datasets.lasot import build_index
+from seqtrack.data.mixture import Mixture
 from seqtrack.data.open import open_index
 from seqtrack.data.packing import PackedShard, pack_shard, plan_shards, stored_once, write_index
 from seqtrack.data.storage import Root, open_root
@@ -52,7 +53,7 @@ def make_small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def source_of(config: Config, root: Root) -> TripletSource:
-    return TripletSource.from_config(config, open_index(REDRAW, root), root)
+    return TripletSource.from_config(config, Mixture.of_lasot(open_index(REDRAW, root), root))
 
 
 def assert_same_samples(config: Config, one: Root, other: Root) -> None:

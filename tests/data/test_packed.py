@@ -22,7 +22,6 @@ from seqtrack.data.datasets.layout import IncompleteSet
 from seqtrack.data.open import open_index
 from seqtrack.data.packed import open_packed_set
 from seqtrack.data.storage import DataError, Root, SpanReader
-from seqtrack.data.triplets import TripletSource
 from seqtrack.locations import child
 from tests.data.packs import ALL, LAYOUTS, assert_same_samples, index_of, local, make_small_shards, pack, source_of
 from tests.object_stores import s3_bucket
@@ -81,12 +80,12 @@ def test_a_part_of_what_is_packed_can_be_trained_on(
     index = open_index(settings, local(tmp_path))
     assert index.names == names
     assert index.fingerprint == build_index(settings, local(lasot_root)).fingerprint
-    reader = TripletSource.from_config(Config(), index, local(tmp_path))
+    reader = SpanReader(local(tmp_path))
     for row, name in enumerate(names):
         span = index.span(row, 4)
         assert span is not None
         frame = lasot_root / name.partition("-")[0] / name / "img/00000005.jpg"
-        assert reader.shards.read(span) == frame.read_bytes()
+        assert reader.read(span) == frame.read_bytes()
 
 
 def test_a_class_that_was_not_packed_is_named_with_one_that_was(lasot_root: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_packing_goes_on_where_it_was_interrupted(lasot_root: Path, tmp_path: Pa
     pack_shard(index, root, target, first, [0])
     (tmp_path / "packed/frames/.coin-001.parquet.unfinished").write_bytes(b"PAR1 and no more")
     written = (tmp_path / "packed" / first).stat().st_mtime_ns
-    with pytest.raises(DataError, match=r"has frames but no index.parquet: `seqtrack pack-lasot` has not finished"):
+    with pytest.raises(DataError, match=r"has frames but no index.parquet: `seqtrack pack` has not finished"):
         open_index(ALL, target)
     assert not check_done(index, target)
     pack(lasot_root, target)

@@ -12,6 +12,7 @@ from ray.train.torch import TorchTrainer
 from seqtrack.config import Config
 from seqtrack.data.batches import HostBatch, StreamError, StreamPlan, check_batch
 from seqtrack.data.datasets.lasot import build_index
+from seqtrack.data.mixture import Mixture
 from seqtrack.data.storage import open_root
 from seqtrack.data.stream import Placement, StreamSource, stream_batches
 from seqtrack.data.triplets import TripletSource
@@ -52,7 +53,7 @@ def test_blocks_hold_few_samples_and_bytes(tiny_config: Config) -> None:
 def test_a_batch_of_another_step_or_of_other_samples_is_refused(step: int, first: int) -> None:
     plan = StreamPlan(12, 1, 1)
     nothing: Any = np.zeros(0)
-    batch = HostBatch(step, np.arange(first, first + 12), nothing, nothing, nothing, nothing, ())
+    batch = HostBatch(step, np.arange(first, first + 12), nothing, nothing, nothing, nothing, nothing, ())
     with pytest.raises(StreamError, match=f"wanted step 5, samples 60 to 71, but .* step {step}, samples {first} to"):
         check_batch(batch, plan, 0, 5)
 
@@ -91,11 +92,11 @@ def test_the_stream_delivers_every_step_in_order_to_every_worker(
     """
     world_size = 3
     root = open_root(str(tiny_config.DATA.ROOT))
-    triplets = TripletSource.from_config(tiny_config, build_index(tiny_config.DATA, root), root)
+    triplets = TripletSource.from_config(tiny_config, Mixture.of_lasot(build_index(tiny_config.DATA, root), root))
     collector = Collector.remote()  # type: ignore[attr-defined]
     placement = Placement(cpus_per_task=0.5, most_cpus=1.0, labels={"seqtrack-role": "data"})  # which no node has
     settings = {
-        "source": StreamSource.of(triplets, ray.put(triplets.index), placement),
+        "source": StreamSource.of(triplets, ray.put(triplets.mixture), placement),
         "plan": StreamPlan(batch_size=6, world_size=world_size, steps_per_block=2),
         "start": 3,
         "stop": 18,

@@ -11,6 +11,7 @@ from pyarrow import fs
 
 from seqtrack.config import Config, parse_config
 from seqtrack.data.datasets.lasot import build_index
+from seqtrack.data.mixture import Mixture
 from seqtrack.data.storage import DataError, open_root
 from seqtrack.data.triplets import TripletSource
 from seqtrack.locations import child
@@ -19,7 +20,7 @@ from tests.object_stores import s3_bucket
 
 def source_of(config: Config) -> TripletSource:
     root = open_root(str(config.DATA.ROOT))
-    return TripletSource.from_config(config, build_index(config.DATA, root), root)
+    return TripletSource.from_config(config, Mixture.of_lasot(build_index(config.DATA, root), root))
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_a_tree_without_a_usable_sequence_is_refused(tiny_config: Config) -> Non
     index = build_index(tiny_config.DATA, root)
     hidden = index.table.set_column(3, "visible", [[[0] * 30] * 4])
     with pytest.raises(DataError, match="none of the 4 sequences has 20 frames and enough of them visible"):
-        TripletSource.from_config(tiny_config, type(index)(hidden.cast(index.table.schema)), root)
+        TripletSource.from_config(tiny_config, Mixture.of_lasot(type(index)(hidden.cast(index.table.schema)), root))
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from seqtrack.config import Config
-from seqtrack.data.packed import open_packed_set
+from seqtrack.config import Config, DataConfig
+from seqtrack.data.open import open_set
 from tests.data.packs import LAYOUTS, assert_same_samples, index_of, local, make_small_shards
 from tests.training.runs import load_job
 
@@ -82,11 +82,12 @@ def test_each_set_is_packed_once(
     name: str, lasot_root: Path, synthetic_sets: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tree = lasot_root if name == "LASOT" else synthetic_sets / LAYOUTS[name]
-    command = ["--set", name, f"DATA.ROOT={tree}", "DATA.SPLIT=all", "--to", str(tmp_path)]
+    settings = [f"DATA.ROOTS={{{name}: {tree}}}", "DATA.SPLIT=all", f"DATA.PARTIAL=[{name}]"]
+    command = ["--set", name, *settings, "--to", str(tmp_path)]
     assert any_set.main(command) == 0
-    assert f"Ready: DATA.ROOT={tmp_path}" in capfd.readouterr().out
-    index = open_packed_set(name, local(tmp_path), partial_set=True)
-    assert index.fingerprint == index_of(tree, name).fingerprint
+    assert f"Ready: DATA.ROOTS={{{name}: {tmp_path}}}" in capfd.readouterr().out
+    packed = DataConfig(ROOTS={name: str(tmp_path)}, SPLIT="all", PARTIAL=(name,))
+    assert open_set(name, packed).index.fingerprint == index_of(tree, name).fingerprint
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     assert any_set.main(command) == 0
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
@@ -95,9 +96,9 @@ def test_each_set_is_packed_once(
 @pytest.mark.parametrize(
     ("name", "below", "said"),
     [
-        ("COCO17", "annotations", "; DATA.ROOT={root} would fit"),
-        ("GOT10K_train_full", "train", "train/train/list.txt: no such file; DATA.ROOT={root} would fit"),
-        ("TRACKINGNET", "TRAIN_0", "; DATA.ROOT={root} would fit"),
+        ("COCO17", "annotations", "; DATA.ROOTS.COCO17={root} would fit"),
+        ("GOT10K_train_full", "train", "train/train/list.txt: no such file; DATA.ROOTS.GOT10K_train_full={root} would"),
+        ("TRACKINGNET", "TRAIN_0", "; DATA.ROOTS.TRACKINGNET={root} would fit"),
         ("TRACKINGNET", "", "chunks are missing: TRAIN_4, "),
         ("GOT10K_vottrain", "", "of the 7,086 sequences of GOT10K_vottrain are missing"),
     ],
@@ -106,7 +107,8 @@ def test_what_the_reader_says_of_a_copy_is_passed_on(
     name: str, below: str, said: str, synthetic_sets: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root = synthetic_sets / LAYOUTS.get(name, "GOT10K")
-    assert any_set.main(["--set", name, f"DATA.ROOT={root / below}", "--to", str(tmp_path / "packed")]) == 2
+    place = f"DATA.ROOTS={{{name}: {root / below}}}"
+    assert any_set.main(["--set", name, place, "--to", str(tmp_path / "packed")]) == 2
     shown = capfd.readouterr().err
     error = next(line for line in shown.splitlines() if line.startswith("error: "))
     assert said.format(root=root) in error and shown.endswith(f"{error}\n")
@@ -120,6 +122,6 @@ def test_zips_that_are_still_to_be_unpacked_are_named(
     shutil.rmtree(tree / "TRAIN_0/frames")
     (tree / "TRAIN_0/zips").mkdir()
     (tree / "TRAIN_0/zips/a.zip").touch()
-    command = ["--set", "TRACKINGNET", f"DATA.ROOT={tree}", "DATA.SPLIT=all", "--to", str(tmp_path / "packed")]
-    assert any_set.main(command) == 2
+    settings = [f"DATA.ROOTS={{TRACKINGNET: {tree}}}", "DATA.PARTIAL=[TRACKINGNET]"]
+    assert any_set.main(["--set", "TRACKINGNET", *settings, "--to", str(tmp_path / "packed")]) == 2
     assert "TRAIN_0/zips: a.zip is still to be unpacked there" in capfd.readouterr().err

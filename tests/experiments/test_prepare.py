@@ -108,4 +108,4 @@ def test_a_run_is_prepared_from_its_own_checkpoint_before_another_one(tiny_confi
 def test_a_prepared_run_without_a_checkpoint_starts_from_random_weights(tiny_config: Config) -> None:
     prepared = prepare(tiny_config)
     assert (prepared.start, prepared.continued, prepared.weights_source) == (None, False, "random")
-    assert prepared.data.index.description["frames"] == 120
+    assert prepared.data.mixture.description["frames"] == 120

@@ -70,9 +70,9 @@ def train(
     set_determinism(config.TRAIN.DETERMINISTIC)
     torch.set_num_threads(config.threads or 1)
     data = open_data(config)
-    triplets = TripletSource.from_config(config, data.index, data.root)
+    triplets = TripletSource.from_config(config, data.mixture)
     plan = StreamPlan.from_config(config, world_size)
-    dataset, hardware = data.index.description, f"cpu, {torch.get_num_threads()} threads"
+    dataset, hardware = data.mixture.description, f"cpu, {torch.get_num_threads()} threads"
     log = logging.getLogger("seqtrack")
     log.setLevel(logging.INFO)
     handler: logging.Handler = RunLogHandler(run) if rank == 0 else logging.NullHandler()

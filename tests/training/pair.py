@@ -46,7 +46,7 @@ def run(rank: int, world_size: int, settings: dict[str, Any]) -> None:
 
     def lack_samples() -> Generator[HostBatch, None, None]:
         data = open_data(lacking)
-        triplets, plan = TripletSource.from_config(lacking, data.index, data.root), StreamPlan.from_config(lacking, 2)
+        triplets, plan = TripletSource.from_config(lacking, data.mixture), StreamPlan.from_config(lacking, 2)
         for batch in make_batches(triplets, plan, range(lacking.total_steps), rank):
             yield batch._replace(fault="sample 12: no valid draw" if (batch.step, rank) == (3, 1) else "")
 

@@ -27,6 +27,7 @@ def made_up_batch(config: Config) -> Batch:
         torch.randint(0, 256, (1, size, size, 3), dtype=torch.uint8, generator=generator),
         torch.tensor([[0.3, 0.4, 0.2, 0.3]]),
         torch.ones(1, 3),
+        torch.zeros(1, dtype=torch.int64),
     )
 
 
@@ -64,7 +65,7 @@ def test_a_step_learns_from_as_good_as_guessing(name: str, precision: str) -> No
     model = build_model(config)
     before = model.pos_embed.detach().clone()
     optimizer = build_optimizer(model, config.TRAIN)
-    loss, _, grad_norm = train_step(model, optimizer, made_up_batch(config), Objective(config)).tolist()
+    loss, *_, grad_norm = train_step(model, optimizer, made_up_batch(config), Objective(config)).tolist()
     assert loss == pytest.approx(math.log(config.MODEL.BINS), rel=0.1)
     assert grad_norm > 0
     assert not torch.equal(model.pos_embed, before)

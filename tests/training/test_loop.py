@@ -80,7 +80,7 @@ def test_the_log_has_a_line_an_interval_and_a_summary_an_epoch(tiny_config: Conf
     """Each batch comes after three seconds, and steps take none."""
     now = 0.0
     data = open_data(tiny_config)
-    triplets = TripletSource.from_config(tiny_config, data.index, data.root)
+    triplets = TripletSource.from_config(tiny_config, data.mixture)
 
     def late() -> Generator[HostBatch, None, None]:
         nonlocal now
@@ -163,7 +163,7 @@ def test_one_checkpoint_at_a_time_is_under_way_and_the_last_is_waited_for(tiny_c
 
 def test_batches_of_another_step_are_refused(tiny_config: Config) -> None:
     data = open_data(tiny_config)
-    triplets = TripletSource.from_config(tiny_config, data.index, data.root)
+    triplets = TripletSource.from_config(tiny_config, data.mixture)
 
     def skipping() -> Generator[HostBatch, None, None]:
         yield from make_batches(triplets, StreamPlan.from_config(tiny_config, 1), [0, 2], 0)
@@ -179,7 +179,7 @@ def test_samples_that_cannot_be_made_end_the_run_before_anything_is_written(
     tiny_settings["DATA"]["ROOT"] = str(root)
     config = parse_config(tiny_settings, "tiny")
     data = open_data(config)
-    triplets = TripletSource.from_config(config, data.index, data.root)
+    triplets = TripletSource.from_config(config, data.mixture)
 
     def batches() -> Generator[HostBatch, None, None]:
         for step in range(config.total_steps):

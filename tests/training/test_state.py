@@ -28,6 +28,7 @@ def make_batch(step: int) -> Batch:
         search=torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=generator),
         boxes_xywh=torch.rand(4, 4, generator=generator) * 0.5,
         brightness=torch.ones(4, 3),
+        sets=torch.zeros(4, dtype=torch.int64),
     )
 
 

@@ -24,6 +24,7 @@ def make_batch(size: int = 4) -> Batch:
         search=torch.randint(0, 256, (size, 32, 32, 3), dtype=torch.uint8, generator=generator),
         boxes_xywh=torch.rand(size, 4, generator=generator) * 0.5,
         brightness=torch.ones(size, 3),
+        sets=torch.zeros(size, dtype=torch.int64),
     )
 
 

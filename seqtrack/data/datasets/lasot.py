@@ -61,6 +61,7 @@ def select_sequences(settings: DataConfig, root: Root, find: Callable[[Collectio
     DataError if a sequence or a class is missing.
     """
     classes = settings.TRAIN.CLASSES
+    explain = partial(explain_root, root, settings.place_of("LASOT")[0])
     there = find(classes)
     candidates = there if settings.SPLIT == "all" else read_split(settings.SPLIT)
     names = [name for name in candidates if not classes or class_of(name) in classes]
@@ -70,17 +71,17 @@ def select_sequences(settings: DataConfig, root: Root, find: Callable[[Collectio
             hint = did_you_mean(wanted, known) or f"; found there: {', '.join(known[:8]) or 'none'}"
             raise DataError(
                 f"DATA.TRAIN.CLASSES: class {wanted} has no sequence in {root.path} (split {settings.SPLIT}){hint}"
-                f"{explain_root(root)}"
+                f"{explain()}"
             )
     missing = sorted(set(names) - set(there), key=natural_key)
     if missing:
         raise DataError(
             f"{root.path}: {len(missing)} of {len(names)} sequences of split {settings.SPLIT} are missing, "
             f"the first: {', '.join(missing[:5])} (DATA.SPLIT=all takes what is there)"
-            f"{explain_root(root)}"
+            f"{explain()}"
         )
     if not names:
-        raise DataError(f"{root.path}: no sequence (expected <class>/<class>-<n>/groundtruth.txt){explain_root(root)}")
+        raise DataError(f"{root.path}: no sequence (expected <class>/<class>-<n>/groundtruth.txt){explain()}")
     return sorted(names, key=natural_key)
 
 

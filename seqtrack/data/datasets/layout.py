@@ -33,8 +33,11 @@ def folders(root: Root, path: str) -> list[tuple[str, str]]:
     return found
 
 
-def explain_root(root: Root) -> str:
-    """`; …` with what is found around a root that lacks sequences and what to do, or an empty string."""
+def explain_root(root: Root, setting: str) -> str:
+    """`; …` with what is found around a LaSOT root that lacks sequences and what to do, or an empty string.
+
+    `setting` names the root in messages.
+    """
     hints = packed_archives(root)
     doubled = [name for name, path in _some_folders(root, root.path) if _holds(root, f"{path}/{name}", name)]
     if doubled:
@@ -43,7 +46,7 @@ def explain_root(root: Root) -> str:
             "is in the inner one up"
         )
     elif (fitting := nearest(root, partial(_has_sequences, root))) is not None:
-        hints.append(f"DATA.ROOT={fitting} would fit")
+        hints.append(f"{setting}={fitting} would fit")
     return "".join(f"; {hint}" for hint in hints)
 
 
