@@ -26,7 +26,7 @@ from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.datasets.synthetic import write_synthetic
 from seqtrack.data.open import open_index
-from seqtrack.data.packed import pack_shard, plan_shards, write_index
+from seqtrack.data.packing import pack_shard, plan_shards, write_index
 from seqtrack.data.storage import READS_AT_ONCE, Root, SpanReader, open_root, read_bytes
 from seqtrack.locations import child
 from tests.object_stores import s3_bucket

@@ -27,7 +27,8 @@ from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.datasets.synthetic import write_synthetic
 from seqtrack.data.datasets.synthetic_sets import KINDS, write_synthetic_set
 from seqtrack.data.open import open_index
-from seqtrack.data.packed import INDEX, check_shards_exist, pack_shard, plan_shards, write_index
+from seqtrack.data.packed import INDEX, check_shards_exist
+from seqtrack.data.packing import pack_shard, plan_shards, write_index
 from seqtrack.data.storage import Root, SpanReader
 from seqtrack.evaluation.benchmarks import benchmark_named, open_benchmark
 from seqtrack.evaluation.protocols import PROTOCOLS, score

@@ -63,6 +63,17 @@ ANSWERS = {
     "vot --help": (0, "--challenge {VOT20,VOT21,VOT22}"),
     "vot --weights runs/x --challenge VOT19": (2, "invalid choice: 'VOT19' (choose from"),
     "pack-lasot --to packed": (2, "error: DATA.ROOT: name the tree to pack"),
+    "fetch --set COCO": (2, "error: --set COCO: no such data set; did you mean COCO17?"),
+    "fetch --set COCO17": (2, "to be unpacked into DATA.ROOTS.COCO17/images, so that"),
+    "fetch --set TRACKINGNET": (2, "error: TRACKINGNET: name a dataset repository of the Hub that has a copy (--from"),
+    "fetch --set GOT10K_votval --from x": (2, "error: --from 'x': not a repository of the Hub: user/name"),
+    "fetch --set GOT10K_votval --from me/x": (2, "error: DATA.ROOTS.GOT10K_votval: name the folder to download into"),
+    "pack --set COCO --to packed": (2, "error: --set COCO: no such data set; did you mean COCO17?"),
+    "pack --set COCO17 --to packed DATA.ROOT=x": (2, "error: DATA.ROOTS.COCO17: name the tree to pack"),
+    "pack --set VID --to packed": (
+        2,
+        "error: --set VID: no such data set; known: LASOT, GOT10K_train_full,",
+    ),
 }
 """What is typed after `seqtrack` -> exit code, and a part of the answer."""
 HEAVY = ("torch", "ray", "mlflow", "timm", "huggingface_hub", "cv2", "pandas", "matplotlib")

@@ -12,7 +12,7 @@ from seqtrack.cli import main
 from seqtrack.config import SETTINGS_FILE, Config, load_config
 from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.open import open_data, open_index
-from seqtrack.data.packed import pack_shard, plan_shards, write_index
+from seqtrack.data.packing import pack_shard, plan_shards, write_index
 from seqtrack.data.storage import Root, open_root
 from seqtrack.experiments.prepare import prepare, settle_paths
 from seqtrack.integrations.mlflow import deliver

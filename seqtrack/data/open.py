@@ -14,7 +14,7 @@ from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.datasets.layout import IncompleteSet, packed_archives
 from seqtrack.data.mixture import Mixture, TrainingSet
-from seqtrack.data.packed import FOLDER, INDEX, check_shards_exist, is_packed, select_packed
+from seqtrack.data.packed import FOLDER, INDEX, check_shards_exist, is_packed, open_packed_set, select_packed
 from seqtrack.data.storage import DataError, Root, open_root
 from seqtrack.data.triplets import TripletSource
 
@@ -43,18 +43,22 @@ def open_set(name: str, settings: DataConfig, note: Callable[[str], None] = lamb
     root = open_root(str(place), setting)
     if name == "LASOT":
         return TrainingSet(name, open_index(settings, root, note), root)
-    if is_packed(root):
-        raise DataError(f"{setting} {root.path}: is a packed tree; those of {name} cannot be read yet, only LaSOT's")
     notes: list[str] = []
+
+    def read(partial_set: bool) -> FrameIndex:
+        if is_packed(root):
+            return open_packed_set(name, root, notes.append, partial_set)
+        _check_finished(root)
+        return open_training_set(name, root, settings.ON_MISMATCH, notes.append, setting, partial_set)
+
     try:
-        index, partial = open_training_set(name, root, settings.ON_MISMATCH, notes.append, setting), False
+        index, partial = read(partial_set=False), False
     except IncompleteSet as problem:
         if name not in settings.PARTIAL:
             allowed = ",".join((*settings.PARTIAL, name))
             raise IncompleteSet(f"{problem} (DATA.PARTIAL=[{allowed}] trains on what is there)") from problem
         notes.clear()
-        index = open_training_set(name, root, settings.ON_MISMATCH, notes.append, setting, partial_set=True)
-        partial = True
+        index, partial = read(partial_set=True), True
     for line in notes:
         note(line)
     return TrainingSet(name, index, root, partial)
@@ -69,9 +73,15 @@ def open_index(settings: DataConfig, root: Root, note: Callable[[str], None] = l
         index = select_packed(settings, root)
         check_shards_exist(index, root)
         return index
-    if root.filesystem.get_file_info(f"{root.path}/{FOLDER}").type == fs.FileType.Directory:
-        raise DataError(f"{root.path}: has {FOLDER} but no {INDEX}: `seqtrack pack-lasot` has not finished there")
+    _check_finished(root)
     index = match_frames(build_index(settings, root, note), root, settings.ON_MISMATCH, note)
     for line in packed_archives(root):
         note(f"{root.path}: {line}")
     return index
+
+
+def _check_finished(root: Root) -> None:
+    """Raises DataError for a folder with shards and no index. A chunk of TrackingNet has a folder of that name, too."""
+    found = root.filesystem.get_file_info(fs.FileSelector(f"{root.path}/{FOLDER}", allow_not_found=True))
+    if any(info.base_name.endswith((".parquet", ".unfinished")) for info in found):
+        raise DataError(f"{root.path}: has {FOLDER} but no {INDEX}: `seqtrack pack` has not finished there")

@@ -97,7 +97,7 @@ class PackedTree:
     @classmethod
     def open(cls, root: Root, tree: LasotTree, with_frames: bool) -> PackedTree:
         """`tree`: what was packed. Raises DataError if the index is damaged or a shard is missing."""
-        index = FrameIndex(read_packed_index(root).combine_chunks())
+        index = FrameIndex(read_packed_index(root))
         if with_frames:
             check_shards_exist(index, root)
         return cls(index, tree.attributes)

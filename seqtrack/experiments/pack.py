@@ -10,43 +10,55 @@ from tqdm import tqdm
 
 from seqtrack.cluster.connect import join_cluster
 from seqtrack.config import Config
+from seqtrack.data.datasets import got10k, lasot
 from seqtrack.data.datasets.index import FrameIndex
-from seqtrack.data.open import open_index
-from seqtrack.data.packed import PackedShard, check_done, is_packed, pack_shard, plan_shards, write_index
+from seqtrack.data.open import open_set
+from seqtrack.data.packed import check_shards_exist, is_packed, read_packed_index
+from seqtrack.data.packing import PackedShard, check_done, pack_shard, plan_shards, stored_once, write_index
 from seqtrack.data.storage import DataError, Root, open_root
 from seqtrack.experiments.prepare import settle_paths
 from seqtrack.locations import filesystem_at, lasting
 
 
-def pack(config: Config, target: str, allow_missing: bool = False, say: Callable[[str], None] = print) -> None:
+def pack(
+    config: Config,
+    target: str,
+    allow_missing: bool = False,
+    say: Callable[[str], None] = print,
+    name: str = lasot.SET,
+) -> None:
     """Packs the sequences that `config` names into `target`, a folder or URI. The same call goes on.
 
-    `allow_missing`: where frames are missing, packs the others. `say` gets the lines for the console. Raises
-    InputError, OSError, ArrowException, or RayError.
+    `allow_missing`: where frames are missing, packs the others. `say` gets the lines for the console. `name`: the data
+    set, whose tree is where DATA.ROOTS or DATA.ROOT says. Raises InputError, OSError, ArrowException, or RayError.
     """
     config, target = settle_paths(config), lasting(target)
-    tree = open_root(str(config.DATA.ROOT))
+    setting, place = config.DATA.place_of(name)
+    tree = open_root(str(place), setting)
     if is_packed(tree):
-        raise DataError(f"DATA.ROOT {config.DATA.ROOT}: is packed already")
+        raise DataError(f"{setting} {place}: is packed already")
     packed = Root(*filesystem_at(target))
     settings = config.DATA.model_copy(update={"ON_MISMATCH": "redraw"}) if allow_missing else config.DATA
-    index = open_index(settings, tree, say)
-    if not check_done(index, packed):
-        plan = plan_shards(index)
-        say(f"{len(index.names)} sequences, {index.num_frames} frames, {len(plan)} files")
+    index = open_set(name, settings, say).index
+    if not check_done(index, packed, name):
+        stored = stored_once(index).index
+        plan = plan_shards(stored, name)
+        say(f"{len(index.names)} sequences, {stored.num_frames} frames, {len(plan)} files")
         join_cluster()
-        write_index(index, packed, plan, pack_shards(index, tree, packed, plan, allow_missing))
-    open_index(config.DATA, packed)  # a folder of this machine is not another node's
-    say(f"Ready: DATA.ROOT={target}")
+        shards = pack_shards(stored, tree, packed, plan, allow_missing, name)
+        write_index(index, packed, plan, shards, name, got10k.read_list(tree) if name in got10k.SETS else ())
+    check_shards_exist(FrameIndex(read_packed_index(packed, name)), packed)  # this machine's folder is not another's
+    above, _, key = setting.rpartition(".")
+    say(f"Ready: {setting}={target}" if setting == "DATA.ROOT" else f"Ready: {above}={{{key}: {target}}}")
 
 
 def pack_shards(
-    index: FrameIndex, tree: Root, packed: Root, plan: dict[str, list[int]], allow_missing: bool
+    index: FrameIndex, tree: Root, packed: Root, plan: dict[str, list[int]], allow_missing: bool, name: str
 ) -> list[PackedShard]:
     """Packs all shards, as many in parallel as the cluster has CPUs. Raises DataError when all others are packed."""
     shared = ray.put(index)
     task = ray.remote(pack_shard)
-    paths = {task.remote(shared, tree, packed, path, rows, allow_missing): path for path, rows in plan.items()}
+    paths = {task.remote(shared, tree, packed, path, rows, allow_missing, name): path for path, rows in plan.items()}
     done: dict[str, PackedShard] = {}
     faults: list[str] = []
     waiting = list(paths)

@@ -6,24 +6,21 @@ and every annotated frame is there. A download that was interrupted is continued
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
-import stat
-import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from pyarrow import fs
-from tqdm import tqdm
 
 from seqtrack.config import ConfigError, DataConfig, DataTrainConfig
 from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.storage import DataError, Root
 from seqtrack.errors import did_you_mean
+from seqtrack.integrations.archives import check_archive, check_space, list_files, unpack
 from seqtrack.integrations.hub import make_api
 from seqtrack.locations import absolute, is_uri
 
@@ -60,7 +57,7 @@ def fetch(settings: DataConfig, say: Callable[[str], None]) -> None:
         )
         check_archive(Path(path), archive)
         name = PurePosixPath(archive.path).stem
-        unpack(Path(path), name, root / STAGING)
+        unpack(Path(path), root / STAGING, partial(sequence_path, name))
         found = check_class(root / STAGING, name)
         (root / STAGING / name).rename(root / name)
         Path(path).unlink()
@@ -72,77 +69,19 @@ def fetch(settings: DataConfig, say: Callable[[str], None]) -> None:
 def find_archives(api: HfApi, settings: DataConfig) -> tuple[dict[str, RepoFile], str]:
     """class -> its zip, and the repository's revision. Raises DataError for a repository or class that is not there."""
     repo_id = settings.DOWNLOAD_FROM
-    try:
-        revision = api.dataset_info(repo_id).sha
-        files = list(api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type="dataset"))
-    except RepositoryNotFoundError as error:
-        raise DataError(
-            f"DATA.DOWNLOAD_FROM {repo_id}: no such dataset repository, or HF_TOKEN may not read it"
-        ) from error
-    there = {
-        PurePosixPath(file.path).stem: file for file in files if isinstance(file, RepoFile) and file.path[-4:] == ".zip"
-    }
+    files, revision = list_files(api, repo_id)
+    there = {PurePosixPath(file.path).stem: file for file in files if file.path[-4:] == ".zip"}
     for name in settings.TRAIN.CLASSES:
         if name not in there:
             hint = did_you_mean(name, there) or f"; it has {', '.join(sorted(there)) or 'no zip'}"
             raise DataError(f"DATA.TRAIN.CLASSES: {repo_id} has no {name}.zip{hint}")
-    return {name: there[name] for name in settings.TRAIN.CLASSES or sorted(there)}, str(revision)
+    return {name: there[name] for name in settings.TRAIN.CLASSES or sorted(there)}, revision
 
 
-def check_space(staging: Path, sizes: list[int]) -> None:
-    """Raises DataError if the disk cannot hold these zips' contents and, beside them, the largest zip."""
-    staged = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
-    needed, free = sum(sizes) + max(sizes) - staged, shutil.disk_usage(staging).free
-    if needed > free:
-        raise DataError(f"{staging.parent}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
-
-
-def check_archive(path: Path, archive: RepoFile) -> None:
-    """Raises DataError, and removes the file, if it is not what the Hub has."""
-    if archive.lfs is None:
-        return  # the Hub keeps no SHA-256 of a small file; the zip's own checksums are checked on unpacking
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != archive.lfs.sha256:
-        path.unlink()
-        raise DataError(f"{path}: SHA-256 {found}, and the Hub's is {archive.lfs.sha256}; removed, to be fetched again")
-
-
-def unpack(archive: Path, name: str, target: Path) -> None:
-    """Unpacks a class's sequences, wherever in the zip they are, into `target/<class>/<class>-<n>/…`.
-
-    Files are there whole or not at all, and those that are there are kept. Raises DataError.
-    """
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = [(info, sequence_path(archive, info, name)) for info in opened.infolist()]
-            wanted = [(info, target / name / path) for info, path in members if path is not None]
-            total = sum(info.file_size for info, _ in wanted)
-            with tqdm(total=total, desc=f"Unpacking {name}", unit="B", unit_scale=True) as progress:
-                for info, path in wanted:
-                    if not (path.exists() and path.stat().st_size == info.file_size):
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        partial = path.with_name(path.name + ".partial")
-                        with opened.open(info) as source, partial.open("wb") as sink:
-                            shutil.copyfileobj(source, sink)
-                        partial.replace(path)
-                    progress.update(info.file_size)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{archive}: cannot be unpacked ({error})") from error
-
-
-def sequence_path(archive: Path, info: zipfile.ZipInfo, name: str) -> PurePosixPath | None:
-    """A zip member's path from its sequence's folder on; None for what belongs to no sequence.
-
-    Raises DataError for one that would be written elsewhere.
-    """
-    path = PurePosixPath(info.filename)
-    if path.is_absolute() or ".." in path.parts or "\\" in info.filename or stat.S_ISLNK(info.external_attr >> 16):
-        raise DataError(f"{archive}: {info.filename!r} points out of its folder; nothing was unpacked")
-    if info.is_dir() or path.parts[0] == "__MACOSX":
-        return None
+def sequence_path(name: str, path: PurePosixPath) -> PurePosixPath | None:
+    """The path of a file of a class's zip from its class's folder on; None for what belongs to no sequence."""
     starts = [number for number, part in enumerate(path.parts[:-1]) if re.fullmatch(rf"{re.escape(name)}-\d+", part)]
-    return PurePosixPath(*path.parts[starts[0] :]) if starts else None
+    return PurePosixPath(name, *path.parts[starts[0] :]) if starts else None
 
 
 def check_class(root: Path, name: str) -> str:

@@ -7,67 +7,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
 from seqtrack.config import Config, DataConfig, DataTrainConfig
-from seqtrack.data import packed
+from seqtrack.data import packed, packing
+from seqtrack.data.datasets.catalog import open_training_set
+from seqtrack.data.datasets.got10k import SETS, VIDEOS
 from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.datasets.lasot import build_index
-from seqtrack.data.mixture import Mixture
+from seqtrack.data.datasets.layout import IncompleteSet
 from seqtrack.data.open import open_index
-from seqtrack.data.packed import PackedShard, check_done, pack_shard, plan_shards, write_index
-from seqtrack.data.storage import DataError, Root, open_root
-from seqtrack.data.triplets import TripletSource
+from seqtrack.data.packed import open_packed_set
+from seqtrack.data.storage import DataError, Root, SpanReader
 from seqtrack.locations import child
+from tests.data.packs import ALL, LAYOUTS, assert_same_samples, index_of, local, make_small_shards, pack, source_of
 from tests.object_stores import s3_bucket
-from tests.training.runs import load_job
-
-ALL = DataConfig(SPLIT="all")
-REDRAW = DataConfig(SPLIT="all", ON_MISMATCH="redraw")
-LOCAL = fs.LocalFileSystem()
-job = load_job("pack_lasot")
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes shards so small that each sequence has its own, with several row groups."""
-    monkeypatch.setattr(packed, "FRAMES_PER_SHARD", 20)
-    monkeypatch.setattr(packed, "ROW_GROUP_BYTES", 20_000)
+    make_small_shards(monkeypatch)
 
 
 @pytest.fixture
 def tree(lasot_root: Path, tmp_path: Path) -> Path:
     """A copy of the data set that a test may change."""
     return shutil.copytree(lasot_root, tmp_path / "tree")
-
-
-def pack(tree: Path, target: Root, allow_missing: bool = False) -> list[PackedShard]:
-    root = open_root(str(tree))
-    index = build_index(ALL, root)
-    plan = plan_shards(index)
-    shards = [pack_shard(index, root, target, path, rows, allow_missing) for path, rows in plan.items()]
-    write_index(index, target, plan, shards)
-    return shards
-
-
-def local(folder: Path) -> Root:
-    return Root(LOCAL, str(folder))
-
-
-def source_of(config: Config, root: Root) -> TripletSource:
-    return TripletSource.from_config(config, Mixture.of_lasot(open_index(REDRAW, root), root))
-
-
-def assert_same_samples(config: Config, one: Root, other: Root) -> None:
-    samples = [source_of(config, root).samples(range(60)) for root in (one, other)]
-    for (ours, our_problems), (theirs, their_problems) in zip(*samples, strict=True):
-        assert our_problems == their_problems
-        for a, b in zip(ours, theirs, strict=True):
-            np.testing.assert_array_equal(a, b)
 
 
 def test_a_packed_tree_gives_the_trees_samples_and_warnings(tiny_config: Config, tree: Path, tmp_path: Path) -> None:
@@ -112,12 +80,12 @@ def test_a_part_of_what_is_packed_can_be_trained_on(
     index = open_index(settings, local(tmp_path))
     assert index.names == names
     assert index.fingerprint == build_index(settings, local(lasot_root)).fingerprint
-    reader = TripletSource.from_config(Config(), Mixture.of_lasot(index, local(tmp_path)))
+    reader = SpanReader(local(tmp_path))
     for row, name in enumerate(names):
         span = index.span(row, 4)
         assert span is not None
         frame = lasot_root / name.partition("-")[0] / name / "img/00000005.jpg"
-        assert reader.shards[0].read(span) == frame.read_bytes()
+        assert reader.read(span) == frame.read_bytes()
 
 
 def test_a_class_that_was_not_packed_is_named_with_one_that_was(lasot_root: Path, tmp_path: Path) -> None:
@@ -147,82 +115,8 @@ def test_a_frame_is_one_request_to_an_object_store(
     source.samples(range(200))
     frames = {(row, frame) for row in range(4) for frame in range(30)}
     assert 100 < len([line for line in requests if line.startswith("GET") and "bytes=" in line]) <= len(frames)
-    assert len([line for line in requests if line.startswith("HEAD")]) <= 4 * packed.READS_AT_ONCE
+    assert len([line for line in requests if line.startswith("HEAD")]) <= 4 * packing.READS_AT_ONCE
     assert_same_samples(tiny_config, store, local(lasot_root))
-
-
-def test_packing_goes_on_where_it_was_interrupted(lasot_root: Path, tmp_path: Path) -> None:
-    whole, target = local(tmp_path / "whole"), local(tmp_path / "packed")
-    pack(lasot_root, whole)
-    root = open_root(str(lasot_root))
-    index = build_index(ALL, root)
-    first, *_ = plan_shards(index)
-    pack_shard(index, root, target, first, [0])
-    (tmp_path / "packed/frames/.coin-001.parquet.unfinished").write_bytes(b"PAR1 and no more")
-    written = (tmp_path / "packed" / first).stat().st_mtime_ns
-    with pytest.raises(DataError, match=r"has frames but no index.parquet: `seqtrack pack-lasot` has not finished"):
-        open_index(ALL, target)
-    assert not check_done(index, target)
-    pack(lasot_root, target)
-    assert (tmp_path / "packed" / first).stat().st_mtime_ns == written
-    assert check_done(index, target)
-    files = sorted(path.relative_to(whole.path) for path in (tmp_path / "whole").rglob("*.parquet"))
-    assert len(files) == 5
-    for file in files:
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "packed" / file).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "packed/frames").iterdir()) == sorted(
-        file.name for file in files if file.parent.name == "frames"
-    )
-
-
-def test_packing_that_ends_within_its_index_goes_on(
-    lasot_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target, write_bytes = local(tmp_path / "packed"), Path.write_bytes
-
-    def half(path: Path, data: bytes) -> int:
-        write_bytes(path, data[: len(data) // 2])
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(Path, "write_bytes", half)
-        pack(lasot_root, target)
-    index = build_index(ALL, open_root(str(lasot_root)))
-    assert not check_done(index, target)
-    pack(lasot_root, target)
-    assert check_done(index, target)
-
-
-def test_a_frame_that_is_missing_stops_its_shard_unless_allowed(tree: Path, tmp_path: Path) -> None:
-    (tree / "kite/kite-2/img/00000007.jpg").unlink()
-    target = local(tmp_path / "packed")
-    with pytest.raises(DataError, match=r"1 of 30 frames of kite are missing, the first: kite/kite-2/img/00000007.jpg"):
-        pack(tree, target)
-    assert not (tmp_path / "packed/frames/kite-001.parquet").exists()
-    pack(tree, target, allow_missing=True)
-    index = open_index(ALL, target)
-    assert index.span(3, 6) is None
-    (tmp_path / "packed/index.parquet").unlink()
-    with pytest.raises(DataError, match=r"kite-001.parquet: was packed with --allow-missing and lacks frames"):
-        pack(tree, target)
-
-
-def test_a_shard_that_is_not_as_it_was_written_does_not_appear(
-    lasot_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = packed._write_shard
-
-    def write_and_damage(index: FrameIndex, tree: Root, filesystem: fs.FileSystem, name: str, *rest: Any) -> list[str]:
-        result = write(index, tree, filesystem, name, *rest)
-        content = bytearray(Path(name).read_bytes())
-        content[len(content) // 2] ^= 1
-        Path(name).write_bytes(content)
-        return result
-
-    monkeypatch.setattr(packed, "_write_shard", write_and_damage)
-    with pytest.raises(DataError, match=r"coin-000.parquet: cannot be packed \(.*[Cc][Rr][Cc].*\)"):
-        pack(lasot_root, local(tmp_path))
-    assert not (tmp_path / "frames/coin-000.parquet").exists()
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut off"])
@@ -246,31 +140,15 @@ def test_a_shard_that_breaks_during_training_ends_it_and_no_other_frame_is_drawn
         source.sample(0)
 
 
-def test_other_annotations_are_not_mixed_in(tree: Path, tmp_path: Path) -> None:
-    target = local(tmp_path / "packed")
-    pack(tree, target)
-    (tree / "coin/coin-1/groundtruth.txt").write_text("1,1,9,9\n" * 30)
-    with pytest.raises(DataError, match=r"coin-000.parquet: holds other sequences or annotations"):
-        pack(tree, target)
-    with pytest.raises(DataError, match=r"index.parquet: holds other sequences or annotations"):
-        check_done(build_index(ALL, local(tree)), target)
-
-
 @pytest.mark.parametrize("content", ["text", "table"])
 def test_an_index_of_something_else_is_refused(content: str, tmp_path: Path) -> None:
     if content == "text":
         (tmp_path / "index.parquet").write_text("no Parquet")
     else:
         pq.write_table(pa.table({"a": [1]}), tmp_path / "index.parquet")
-    message = "cannot be read" if content == "text" else "was not written by this version of `seqtrack pack-lasot`"
+    message = "cannot be read" if content == "text" else "was not written by this version of `seqtrack pack`"
     with pytest.raises(DataError, match=f"index.parquet: {message}"):
         open_index(ALL, local(tmp_path))
-
-
-def test_shards_hold_whole_sequences_of_one_class(monkeypatch: pytest.MonkeyPatch, lasot_root: Path) -> None:
-    index = build_index(ALL, local(lasot_root))
-    monkeypatch.setattr(packed, "FRAMES_PER_SHARD", 31)
-    assert plan_shards(index) == {"frames/coin-000.parquet": [0, 1], "frames/kite-000.parquet": [2, 3]}
 
 
 def changed_index(target: Root, name: str, values: pa.Array | None) -> None:
@@ -312,7 +190,10 @@ def test_a_damaged_index_is_refused_with_what_is_wrong(
         open_index(ALL, target)
 
 
-@pytest.mark.parametrize("mark", [b"{", b"[1]", b"[" * 100_000, b'{"format": 99}'])
+@pytest.mark.parametrize(
+    "mark",
+    [b"{", b"[1]", b"[" * 100_000, b'{"format": 99}', b'{"format": 1, "set": []}', b'{"format": 1, "set": "VID"}'],
+)
 def test_an_index_with_other_marks_is_refused(tree: Path, tmp_path: Path, mark: bytes) -> None:
     target = local(tmp_path / "packed")
     pack(tree, target)
@@ -322,64 +203,121 @@ def test_an_index_with_other_marks_is_refused(tree: Path, tmp_path: Path, mark: 
         open_index(ALL, target)
 
 
-def test_a_shard_with_other_frames_than_the_index_is_refused_by_name(tree: Path, tmp_path: Path) -> None:
-    target, root = local(tmp_path / "packed"), open_root(str(tree))
-    pack(tree, target)
-    index = build_index(ALL, root)
-    (path, rows), *_ = plan_shards(index).items()
-    shard = pq.read_table(tmp_path / "packed" / path)
-    numbers = pa.array(range(1000, 1000 + len(shard)), pa.int32())
-    place = shard.schema.get_field_index("frame")
-    pq.write_table(shard.set_column(place, shard.schema.field(place), numbers), tmp_path / "packed" / path)
-    with pytest.raises(DataError, match=f"{path}: is damaged: it has a frame 1000 of coin-1"):
-        pack_shard(index, root, target, path, rows)
+def opened(name: str, root: Root, partial_set: bool = True) -> tuple[FrameIndex, list[str]]:
+    """The index of a packed set, and the lines for the log."""
+    notes: list[str] = []
+    return open_packed_set(name, root, notes.append, partial_set), notes
 
 
-@pytest.mark.usefixtures("cluster")
-def test_the_program_packs_a_tree_once(
-    lasot_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], tiny_config: Config
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_packed_set_has_the_trees_index_and_every_files_bytes(
+    name: str, synthetic_sets: Path, bucket: tuple[str, list[str]]
 ) -> None:
-    command = [f"DATA.ROOT={lasot_root}", "DATA.SPLIT=all", "--to", str(tmp_path / "packed")]
-    assert job.main(command) == 0
-    shown = capfd.readouterr()
-    assert "4 sequences, 120 frames, 4 files" in shown.out
-    assert f"Ready: DATA.ROOT={tmp_path / 'packed'}" in shown.out
-    assert "120/120" in shown.err
-    assert_same_samples(tiny_config, local(tmp_path / "packed"), local(lasot_root))
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
-    assert job.main(command) == 0
-    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
-    assert job.main([f"DATA.ROOT={tmp_path / 'packed'}", "DATA.SPLIT=all", "--to", str(tmp_path / "again")]) == 2
-    assert "is packed already" in capfd.readouterr().err
+    """In an object store, too: it is packed straight into it."""
+    tree, store = synthetic_sets / LAYOUTS[name], Root(*fs.FileSystem.from_uri(child(bucket[0], name.lower())))
+    pack(tree, store, name=name)
+    index, theirs = opened(name, store)[0], index_of(tree, name)
+    assert index.table.select(theirs.table.column_names).equals(theirs.table)
+    assert index.fingerprint == theirs.fingerprint
+    reader = SpanReader(store)
+    for row in range(len(index.names)):
+        for frame in range(int(index.lengths[row])):
+            span = index.span(row, frame)
+            assert span is not None and reader.read(span) == (tree / index.frame_path(row, frame)).read_bytes()
 
 
-@pytest.mark.usefixtures("cluster")
-def test_the_program_says_what_it_could_not_pack_and_packs_the_rest(
-    tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("listed", ["all", "these"])
+def test_a_packed_got10k_has_each_of_its_sets(listed: str, synthetic_sets: Path, tmp_path: Path) -> None:
+    """Rows of a whole list say which videos are meant, whatever these are called."""
+    tree = shutil.copytree(synthetic_sets / "GOT10K", tmp_path / "tree")
+    if listed == "all":
+        names = [f"GOT-10k_Train_{number:06d}" for number in range(1, VIDEOS + 1)]
+        names[0], names[VIDEOS - 1] = names[VIDEOS - 1], names[0]
+        (tree / "train/list.txt").write_text("\n".join(names))
+    pack(tree, local(tmp_path / "packed"), name="GOT10K_train_full")
+    held = set()
+    for name in SETS:
+        notes: list[str] = []
+        try:
+            theirs = open_training_set(name, local(tree), note=notes.append, partial_set=True)
+        except IncompleteSet:
+            with pytest.raises(IncompleteSet, match=f"sequences of {name} are missing"):
+                opened(name, local(tmp_path / "packed"))
+            continue
+        index, said = opened(name, local(tmp_path / "packed"))
+        assert (index.names, index.fingerprint) == (theirs.names, theirs.fingerprint)
+        assert said == [note.replace(f"{tree}", f"{tmp_path}/packed") for note in notes]
+        span = index.span(len(index.names) - 1, 3)
+        assert span is not None
+        frame = tree / index.frame_path(len(index.names) - 1, 3)
+        assert SpanReader(local(tmp_path / "packed")).read(span) == frame.read_bytes()
+        held.add(tuple(index.names))
+    assert len(held) > 1
+
+
+@pytest.mark.parametrize(
+    ("packed_name", "name", "said"),
+    [
+        ("COCO17", "TRACKINGNET", "holds COCO17, not TRACKINGNET"),
+        ("LASOT", "COCO17", "holds LASOT, not COCO17"),
+        ("COCO17", "LASOT", "holds COCO17, not LASOT"),
+        (
+            "GOT10K_vottrain",
+            "GOT10K_train_full",
+            r"holds GOT10K_vottrain, not GOT10K_train_full \(a packed GOT10K_train_full has every set of GOT-10k\)",
+        ),
+        ("GOT10K_train_full", "TRACKINGNET", "holds GOT10K_train_full, not TRACKINGNET$"),
+    ],
+)
+def test_a_tree_of_another_set_is_refused_by_name(
+    packed_name: str, name: str, said: str, synthetic_sets: Path, lasot_root: Path, tmp_path: Path
 ) -> None:
-    (tree / "coin/coin-2/img/00000001.jpg").unlink()
-    (tree / "coin/coin-2/img/00000001.jpg").symlink_to("/proc/self/mem")  # reading fails, as on a faulty disk
-    (tree / "kite/kite-1/img/00000001.jpg").write_bytes(b"")
-    command = [f"DATA.ROOT={tree}", "DATA.SPLIT=all", "--to", str(tmp_path / "packed")]
-    assert job.main(command) == 2
-    shown = capfd.readouterr()
-    assert "error: 1 of 4 files are not packed" in shown.err
-    assert f"{tree}/coin/coin-2/img/00000001.jpg: cannot be read" in shown.err
-    assert "kite/kite-1/img/00000001.jpg is cut off or empty" in shown.out
-    (tree / "coin/coin-2/img/00000001.jpg").unlink()
-    shutil.copy(tree / "coin/coin-1/img/00000001.jpg", tree / "coin/coin-2/img")
-    assert job.main(command) == 0
+    layout = LAYOUTS.get(packed_name, "GOT10K")
+    pack(lasot_root if packed_name == "LASOT" else synthetic_sets / layout, local(tmp_path), name=packed_name)
+    with pytest.raises(DataError, match=f"{tmp_path}/index.parquet: {said}"):
+        open_index(ALL, local(tmp_path)) if name == "LASOT" else opened(name, local(tmp_path))
 
 
-@pytest.mark.usefixtures("cluster")
-def test_the_program_is_not_ready_where_shards_are_on_another_machine(
-    lasot_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    command = [f"DATA.ROOT={lasot_root}", "DATA.SPLIT=all", "--to", str(tmp_path / "packed")]
-    assert job.main(command) == 0
-    (tmp_path / "packed/frames/kite-001.parquet").unlink()
-    capfd.readouterr()
-    assert job.main(command) == 2
-    shown = capfd.readouterr()
-    assert "1 of 4 shards are missing or cut off, the first: frames/kite-001.parquet" in shown.err
-    assert "Ready" not in shown.out
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("GOT10K_train_full", "9331 of the 9,335 sequences"), ("TRACKINGNET", "8 of 12 chunks are missing: TRAIN_4, ")],
+)
+def test_a_packed_part_of_a_set_says_so(name: str, said: str, synthetic_sets: Path, tmp_path: Path) -> None:
+    pack(synthetic_sets / LAYOUTS[name], local(tmp_path), name=name)
+    assert any(line.startswith(f"{tmp_path}: {said}") for line in opened(name, local(tmp_path))[1])
+    with pytest.raises(IncompleteSet, match=f"{tmp_path}: {said}"):
+        opened(name, local(tmp_path), partial_set=False)
+
+
+def test_a_damaged_shard_of_a_set_is_named(synthetic_sets: Path, tmp_path: Path) -> None:
+    pack(synthetic_sets / "COCO17", local(tmp_path), name="COCO17")
+    shard = tmp_path / "frames/COCO17-000.parquet"
+    shard.write_bytes(shard.read_bytes()[:20_000])
+    with pytest.raises(DataError, match=r"1 of 1 shards are missing or cut off, the first: frames/COCO17-000.parquet"):
+        opened("COCO17", local(tmp_path))
+
+
+def test_a_set_without_what_it_must_have_is_refused(synthetic_sets: Path, tmp_path: Path) -> None:
+    pack(synthetic_sets / "COCO17", local(tmp_path), name="COCO17")
+    changed_index(local(tmp_path), "still", None)
+    with pytest.raises(DataError, match="is damaged: it has no column still of bool"):
+        opened("COCO17", local(tmp_path))
+    pack(synthetic_sets / "GOT10K", local(tmp_path / "got"), name="GOT10K_votval")
+    file = tmp_path / "got/index.parquet"
+    table = pq.read_table(file).append_column("still", pa.array([True] * 1))
+    pq.write_table(table, file)
+    with pytest.raises(DataError, match="is damaged: an image is a sequence of more than one frame"):
+        opened("GOT10K_votval", local(tmp_path / "got"))
+
+
+@pytest.mark.parametrize("listed", ["[]", '"GOT-10k_Train_000001"', "[1]"])
+def test_a_got10k_without_its_list_is_refused(listed: str, synthetic_sets: Path, tmp_path: Path) -> None:
+    pack(synthetic_sets / "GOT10K", local(tmp_path), name="GOT10K_train_full")
+    file = tmp_path / "index.parquet"
+    mark = f'{{"format": 1, "fingerprint": "x", "set": "GOT10K_train_full", "listed": {listed}}}'
+    pq.write_table(pq.read_table(file).replace_schema_metadata({"seqtrack": mark}), file)
+    said = (
+        "is damaged: it does not say what train/list.txt had" if listed == "[]" else "was not written by this version"
+    )
+    with pytest.raises(DataError, match=said):
+        opened("GOT10K_train_full", local(tmp_path))

@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from seqtrack.config import DataConfig
 from seqtrack.data.datasets.lasot import build_index
-from seqtrack.data.packed import pack_shard, plan_shards, write_index
+from seqtrack.data.packing import pack_shard, plan_shards, write_index
 from seqtrack.data.storage import DataError, Root, Span, open_root
 from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import BENCHMARKS, benchmark_named, folder_of_sequences, open_benchmark

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from seqtrack.config import SETTINGS_FILE, Config
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.log import LOG_FILE
+from tests.integrations.hub_server import HubServer
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +42,14 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLFLOW_TRACKING_URI, with a password, is that of a server that is away."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:canary@127.0.0.1:{free.getsockname()[1]}")
+
+
+@pytest.fixture
+def dataset_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A server of the Hub, without repositories, that answers without a token."""
+    server = HubServer()
+    monkeypatch.setenv("HF_ENDPOINT", server.uri)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    yield server
+    server.stop()

@@ -6,25 +6,20 @@ import io
 import shutil
 import stat
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from seqtrack import cli
+from tests.integrations.copies import read_tree, zipped
 from tests.integrations.hub_server import Fault, HubServer
 
 REPO = "someone/lasot"
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    server = HubServer()
-    monkeypatch.setenv("HF_ENDPOINT", server.uri)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    yield server
-    server.stop()
+def server(dataset_hub: HubServer) -> HubServer:
+    return dataset_hub
 
 
 @pytest.fixture
@@ -39,18 +34,6 @@ def zips(server: HubServer, lasot_root: Path) -> dict[str, bytes]:
     }
     server.add(REPO, files, kind="datasets")
     return files
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for path, content in files.items():
-            archive.writestr(path, content)
-    return buffer.getvalue()
-
-
-def read_tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def fetch(root: Path, classes: str = "coin, kite", repo: str = REPO) -> int:

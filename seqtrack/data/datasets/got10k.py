@@ -10,7 +10,7 @@ drawn again.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from importlib import resources
 from typing import NamedTuple
@@ -33,8 +33,10 @@ VIDEOS = 9335
 FOLDER = "train"
 LIST = f"{FOLDER}/list.txt"
 FILES = ("groundtruth.txt", "absence.label", "cover.label", "meta_info.ini")
+EVERY = "GOT10K_train_full"
+"""The set that has every video."""
 SETS = {
-    "GOT10K_train_full": "all of it",
+    EVERY: "all of it",
     "GOT10K_vottrain": (
         "the training part without what VOT forbids, as published: that list took a video's number for its row, so "
         "765 forbidden videos are in it, and GOT10K_vottrain_fixed has none"
@@ -53,11 +55,24 @@ class Selection(NamedTuple):
     listed: int
     """Lines of `list.txt`."""
 
+    def lacking(self, name: str) -> str:
+        """What is missing of the set of this name, or an empty string."""
+        if not self.missing:
+            return ""
+        total = len(self.names) + len(self.missing)
+        what = f"{len(self.missing)} of the {total:,} sequences of {name} are missing, {first_of(self.missing)}"
+        if self.listed == VIDEOS:
+            return what
+        return (
+            f"{what}; {LIST} has {self.listed:,} lines and not {VIDEOS:,}, so videos are taken by their numbers and "
+            "not by the lines that lists of videos mean"
+        )
+
 
 def rows_of(name: str) -> NDArray[np.int64]:
     """The videos of a set as ascending rows (from 0) of the complete `list.txt`."""
     every = np.arange(VIDEOS)
-    if name == "GOT10K_train_full":
+    if name == EVERY:
         return every
     validation = np.isin(every, _numbers("got10k_val.txt"))
     forbidden = _numbers("got10k_vot_forbidden.txt")  # numbers of videos, from 1
@@ -81,35 +96,36 @@ def open_index(
     if "vot" in name:
         note(f"{name} is {SETS[name]}")
     selection = select_sequences(name, root, setting)
-    if selection.missing:
-        total = len(selection.names) + len(selection.missing)
-        what = f"{root.path}: {len(selection.missing)} of the {total:,} sequences of {name} are missing, "
-        what += first_of(selection.missing)
-        if selection.listed != VIDEOS:
-            what += (
-                f"; {LIST} has {selection.listed:,} lines and not {VIDEOS:,}, so videos are taken by their numbers and "
-                "not by the lines that lists of videos mean"
-            )
+    if lacking := selection.lacking(name):
         if not partial_set or not selection.names:
-            raise IncompleteSet(f"{what}{explain_place(root, inside=(FOLDER,))}")
-        note(what)
+            raise IncompleteSet(f"{root.path}: {lacking}{explain_place(root, inside=(FOLDER,))}")
+        note(f"{root.path}: {lacking}")
     files = [f"{FOLDER}/{sequence}/{file}" for sequence in selection.names for file in FILES]
     build = partial(_build, root, selection.names, name)
     return kept_index(name, root, partial(stamps, root, files), build, note)
 
 
 def select_sequences(name: str, root: Root, setting: str = "DATA.ROOT") -> Selection:
-    """The sequences of one of SETS, and which of them are not there. Raises DataError if `list.txt` cannot be read.
+    """The sequences of one of SETS, and which of them are not there. Raises DataError if `list.txt` cannot be read."""
+    listed = read_list(root, setting)
+    return choose_sequences(name, listed, {sequence for sequence, _ in folders(root, f"{root.path}/{FOLDER}")})
+
+
+def read_list(root: Root, setting: str = "DATA.ROOT") -> list[str]:
+    """The names in `list.txt`. Raises DataError."""
+    if not is_file(root.filesystem, f"{root.path}/{LIST}"):
+        raise DataError(f"{root.path}/{LIST}: no such file{_explain(root, setting)}")
+    return read_annotation(root, LIST, _parse_list)
+
+
+def choose_sequences(name: str, listed: Sequence[str], there: Collection[str]) -> Selection:
+    """The sequences of one of SETS among those that `list.txt` names and those that are there.
 
     In a list of another length, which somebody made for a part of the data, a row does not say which video is meant, so
     there videos are taken by the number in their name.
     """
-    if not is_file(root.filesystem, f"{root.path}/{LIST}"):
-        raise DataError(f"{root.path}/{LIST}: no such file{_explain(root, setting)}")
-    listed = read_annotation(root, LIST, _parse_list)
-    there = {sequence for sequence, _ in folders(root, f"{root.path}/{FOLDER}")}
     names = listed if len(listed) == VIDEOS else [f"GOT-10k_Train_{row + 1:06d}" for row in range(VIDEOS)]
-    there &= set(listed)
+    there = set(there) & set(listed)
     wanted = [names[row] for row in rows_of(name)]
     return Selection([one for one in wanted if one in there], [one for one in wanted if one not in there], len(listed))
 

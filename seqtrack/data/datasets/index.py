@@ -126,7 +126,9 @@ class FrameIndex:
     @cached_property
     def shards(self) -> list[str]:
         """Path of each sequence's shard below the root of a packed tree."""
-        return self.table["shard"].to_pylist()
+        paths = self.table["shard"].combine_chunks().dictionary_encode()
+        names = paths.dictionary.to_pylist()  # a text for each shard, not for each of COCO's 860,001 objects
+        return [names[number] for number in paths.indices.to_numpy().tolist()]
 
     def span(self, row: int, frame: int) -> Span | None:
         """Where a frame (from 0) is in a packed tree, or None if it was missing when the tree was packed."""
@@ -134,10 +136,14 @@ class FrameIndex:
         size = int(self._sizes[place])
         return Span(self.shards[row], int(self._starts[place]), size) if size != MISSING else None
 
-    def end_in_shard(self, row: int) -> int:
-        """First byte after the frames of a sequence in its shard."""
-        part = slice(self.offsets[row], self.offsets[row + 1])
-        return int((self._starts[part] + self._sizes[part]).max())
+    @property
+    def ends_in_shard(self) -> NDArray[np.int64]:
+        """(S,) first byte after the frames of each sequence in its shard."""
+        ends = np.zeros(len(self.table), np.int64)
+        some = self.lengths > 0
+        if some.any():
+            ends[some] = np.maximum.reduceat(self._starts + self._sizes, self.offsets[:-1][some])
+        return ends
 
     @cached_property
     def fingerprint(self) -> str:

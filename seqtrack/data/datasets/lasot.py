@@ -25,6 +25,8 @@ from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, first_of, read
 from seqtrack.errors import did_you_mean
 from seqtrack.files import is_file
 
+SET = "LASOT"
+"""Its published name."""
 BENCHMARK_SPLITS = ("lasot_train", "lasot_test")
 FLAGS = ("full_occlusion", "out_of_view")
 Numbers = TypeVar("Numbers")

@@ -6,7 +6,7 @@ its box has a size. The files do not say what the targets are, so all are of one
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -41,26 +41,26 @@ def open_index(
     for what may not be missing.
     """
     files = {chunk: _annotation_files(root, chunk) for chunk in CHUNKS}
-    missing = [chunk for chunk, found in files.items() if not found]
-    if len(missing) == len(CHUNKS):
+    if not any(files.values()):
         raise DataError(f"{root.path}: no chunk (expected TRAIN_0/anno/<sequence>.txt){_explain(root, setting)}")
-    short = [
-        f"{chunk} ({len(found):,} of {SEQUENCES:,})"
-        for chunk, found in files.items()
-        if found and len(found) < SEQUENCES
-    ]
-    lacks = [f"{len(missing)} of {len(CHUNKS)} chunks are missing: {', '.join(missing)}"] if missing else []
-    lacks += [f"{len(short)} chunks lack sequences: {', '.join(short)}"] if short else []
-    if lacks:
-        what = f"{root.path}: {'; '.join(lacks)}"
+    if lacking := explain_lacking({chunk: len(found) for chunk, found in files.items()}):
         if not partial_set:
-            raise IncompleteSet(f"{what}{explain_place(root)}")
-        note(what)
+            raise IncompleteSet(f"{root.path}: {lacking}{explain_place(root)}")
+        note(f"{root.path}: {lacking}")
     for chunk in CHUNKS:
         if files[chunk]:
             _check_frames(root, chunk)
     paths = [path for found in files.values() for path in found]
     return kept_index(SET, root, partial(stamps, root, paths), partial(_build, root, paths), note)
+
+
+def explain_lacking(found: Mapping[str, int]) -> str:
+    """What is missing of the set, or an empty string. `found`: chunk -> number of its sequences."""
+    missing = [chunk for chunk in CHUNKS if not found.get(chunk)]
+    short = [f"{chunk} ({found[chunk]:,} of {SEQUENCES:,})" for chunk in CHUNKS if 0 < found.get(chunk, 0) < SEQUENCES]
+    lacks = [f"{len(missing)} of {len(CHUNKS)} chunks are missing: {', '.join(missing)}"] if missing else []
+    lacks += [f"{len(short)} chunks lack sequences: {', '.join(short)}"] if short else []
+    return "; ".join(lacks)
 
 
 def _annotation_files(root: Root, chunk: str) -> list[str]:

@@ -1,0 +1,15 @@
+"""Packs a data set: `seqtrack pack` as a Ray job, whose cluster need not have the package installed."""
+
+from __future__ import annotations
+
+import sys
+
+from seqtrack import cli
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return cli.main(["pack", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

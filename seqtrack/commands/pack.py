@@ -1,0 +1,58 @@
+"""Pack a data set into Parquet files.
+
+Takes the settings of a training, and packs the tree that DATA.ROOTS (or, for LaSOT, DATA.ROOT) names, one Ray task a
+file. The frames stay as they are: training from the packed tree gives the same bits as training from the tree. Of
+LaSOT, the sequences of DATA.SPLIT and DATA.TRAIN.CLASSES are packed, of another set all of them (a copy that lacks some
+is packed if DATA.PARTIAL names the set). A packed GOT10K_train_full serves every set of GOT-10k. The same command goes
+on after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+from seqtrack.commands.program import GOES_ON, ProgramError, add_settings
+from seqtrack.config import ConfigError, load_config
+from seqtrack.config.supported import SETS
+from seqtrack.errors import did_you_mean
+
+LASOT = "LASOT"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_settings(parser)
+    parser.add_argument(
+        "--set", metavar="NAME", dest="set_name", default=LASOT,
+        help="the data set, as DATA.TRAIN.DATASETS_NAME has it (default: LASOT)",
+    )  # fmt: skip
+    add_target(parser)
+    parser.set_defaults(to_go_on=GOES_ON)
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Adds where to pack, and what of an incomplete tree."""
+    parser.add_argument("--to", metavar="FOLDER", required=True, help="a new folder or URI, to be trained from")
+    parser.add_argument("--allow-missing", action="store_true", help="pack what is there where frames are missing")
+
+
+def run(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+    name = options.set_name
+    if name not in SETS:
+        hint = did_you_mean(name, SETS) or f"; known: {', '.join(SETS)}"
+        raise ConfigError(f"--set {name}: no such data set{hint}")
+    setting, place = config.DATA.place_of(name)
+    if place is None:
+        raise ConfigError(f"{setting}: name the tree to pack")
+
+    from pyarrow import ArrowException
+    from ray.exceptions import RayError
+
+    from seqtrack.experiments.pack import pack
+
+    try:
+        pack(config, options.to, options.allow_missing, partial(print, flush=True), name)
+    except (OSError, ArrowException, RayError) as error:
+        raise ProgramError(str(error)) from error
+    return 0

@@ -1,0 +1,127 @@
+"""The program that packs a data set with Ray."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from seqtrack.config import Config, DataConfig
+from seqtrack.data.open import open_set
+from tests.data.packs import LAYOUTS, assert_same_samples, index_of, local, make_small_shards
+from tests.training.runs import load_job
+
+job, any_set = load_job("pack_lasot"), load_job("pack")
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_small_shards(monkeypatch)
+
+
+@pytest.fixture
+def tree(lasot_root: Path, tmp_path: Path) -> Path:
+    """A copy of the data set that a test may change."""
+    return shutil.copytree(lasot_root, tmp_path / "tree")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_program_packs_a_tree_once(
+    lasot_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], tiny_config: Config
+) -> None:
+    command = [f"DATA.ROOT={lasot_root}", "DATA.SPLIT=all", "--to", str(tmp_path / "packed")]
+    assert job.main(command) == 0
+    shown = capfd.readouterr()
+    assert "4 sequences, 120 frames, 4 files" in shown.out
+    assert f"Ready: DATA.ROOT={tmp_path / 'packed'}" in shown.out
+    assert "120/120" in shown.err
+    assert_same_samples(tiny_config, local(tmp_path / "packed"), local(lasot_root))
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    assert job.main(command) == 0
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    assert job.main([f"DATA.ROOT={tmp_path / 'packed'}", "DATA.SPLIT=all", "--to", str(tmp_path / "again")]) == 2
+    assert "is packed already" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_program_says_what_it_could_not_pack_and_packs_the_rest(
+    tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tree / "coin/coin-2/img/00000001.jpg").unlink()
+    (tree / "coin/coin-2/img/00000001.jpg").symlink_to("/proc/self/mem")  # reading fails, as on a faulty disk
+    (tree / "kite/kite-1/img/00000001.jpg").write_bytes(b"")
+    command = [f"DATA.ROOT={tree}", "DATA.SPLIT=all", "--to", str(tmp_path / "packed")]
+    assert job.main(command) == 2
+    shown = capfd.readouterr()
+    assert "error: 1 of 4 files are not packed" in shown.err
+    assert f"{tree}/coin/coin-2/img/00000001.jpg: cannot be read" in shown.err
+    assert "kite/kite-1/img/00000001.jpg is cut off or empty" in shown.out
+    (tree / "coin/coin-2/img/00000001.jpg").unlink()
+    shutil.copy(tree / "coin/coin-1/img/00000001.jpg", tree / "coin/coin-2/img")
+    assert job.main(command) == 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_program_is_not_ready_where_shards_are_on_another_machine(
+    lasot_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = [f"DATA.ROOT={lasot_root}", "DATA.SPLIT=all", "--to", str(tmp_path / "packed")]
+    assert job.main(command) == 0
+    (tmp_path / "packed/frames/kite-001.parquet").unlink()
+    capfd.readouterr()
+    assert job.main(command) == 2
+    shown = capfd.readouterr()
+    assert "1 of 4 shards are missing or cut off, the first: frames/kite-001.parquet" in shown.err
+    assert "Ready" not in shown.out
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("name", ["LASOT", *LAYOUTS])
+def test_each_set_is_packed_once(
+    name: str, lasot_root: Path, synthetic_sets: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tree = lasot_root if name == "LASOT" else synthetic_sets / LAYOUTS[name]
+    settings = [f"DATA.ROOTS={{{name}: {tree}}}", "DATA.SPLIT=all", f"DATA.PARTIAL=[{name}]"]
+    command = ["--set", name, *settings, "--to", str(tmp_path)]
+    assert any_set.main(command) == 0
+    assert f"Ready: DATA.ROOTS={{{name}: {tmp_path}}}" in capfd.readouterr().out
+    packed = DataConfig(ROOTS={name: str(tmp_path)}, SPLIT="all", PARTIAL=(name,))
+    assert open_set(name, packed).index.fingerprint == index_of(tree, name).fingerprint
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    assert any_set.main(command) == 0
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+
+
+@pytest.mark.parametrize(
+    ("name", "below", "said"),
+    [
+        ("COCO17", "annotations", "; DATA.ROOTS.COCO17={root} would fit"),
+        ("GOT10K_train_full", "train", "train/train/list.txt: no such file; DATA.ROOTS.GOT10K_train_full={root} would"),
+        ("TRACKINGNET", "TRAIN_0", "; DATA.ROOTS.TRACKINGNET={root} would fit"),
+        ("TRACKINGNET", "", "chunks are missing: TRAIN_4, "),
+        ("GOT10K_vottrain", "", "of the 7,086 sequences of GOT10K_vottrain are missing"),
+    ],
+)
+def test_what_the_reader_says_of_a_copy_is_passed_on(
+    name: str, below: str, said: str, synthetic_sets: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = synthetic_sets / LAYOUTS.get(name, "GOT10K")
+    place = f"DATA.ROOTS={{{name}: {root / below}}}"
+    assert any_set.main(["--set", name, place, "--to", str(tmp_path / "packed")]) == 2
+    shown = capfd.readouterr().err
+    error = next(line for line in shown.splitlines() if line.startswith("error: "))
+    assert said.format(root=root) in error and shown.endswith(f"{error}\n")
+    assert not (tmp_path / "packed").exists()
+
+
+def test_zips_that_are_still_to_be_unpacked_are_named(
+    synthetic_sets: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tree = shutil.copytree(synthetic_sets / "TRACKINGNET", tmp_path / "tree")
+    shutil.rmtree(tree / "TRAIN_0/frames")
+    (tree / "TRAIN_0/zips").mkdir()
+    (tree / "TRAIN_0/zips/a.zip").touch()
+    settings = [f"DATA.ROOTS={{TRACKINGNET: {tree}}}", "DATA.PARTIAL=[TRACKINGNET]"]
+    assert any_set.main(["--set", "TRACKINGNET", *settings, "--to", str(tmp_path / "packed")]) == 2
+    assert "TRAIN_0/zips: a.zip is still to be unpacked there" in capfd.readouterr().err
