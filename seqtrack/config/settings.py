@@ -247,7 +247,7 @@ class DataConfig(Section):
     """What happens to a sequence whose frames do not fit its boxes (their number, or a gap). `error`: nothing starts.
     `drop`: it is left out. `redraw`: a sample that would show a missing frame is drawn again."""
     DOWNLOAD_FROM: str = "l-lt/LaSOT"
-    """Dataset repository on the Hugging Face Hub, one zip per class, that `seqtrack fetch-lasot` downloads from."""
+    """Dataset repository on the Hugging Face Hub, one zip per class, that `seqtrack fetch` downloads LaSOT from."""
     SYNTHETIC: SyntheticConfig = SyntheticConfig()
     """The data set that `ROOT: synthetic` stands for, and those of other layouts in ROOTS."""
 

@@ -23,6 +23,7 @@ from seqtrack.data.sampling import draw_sample, usable_sequences
 from seqtrack.data.storage import DataError, Root
 from seqtrack.data.triplets import TripletSource
 from seqtrack.locations import child
+from tests.data.packs import local, pack
 from tests.object_stores import s3_bucket
 from tests.settings import SETS
 
@@ -203,6 +204,23 @@ def test_sets_from_an_object_store_give_the_samples_that_a_disk_gives(
     assert any(problems for _, problems in disk)
     for (ours, our_problems), (theirs, their_problems) in zip(store, disk, strict=True):
         assert our_problems == their_problems
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_packed_sets_are_the_data_and_give_the_samples_of_their_trees(mixture_config: Config, tmp_path: Path) -> None:
+    packed = mixture_config
+    for name in mixture_config.DATA.TRAIN.DATASETS_NAME:
+        _, place = mixture_config.DATA.place_of(name)
+        pack(Path(str(place)), local(tmp_path / name), name=name)
+        packed = packed.with_settings({f"DATA.ROOTS.{name}": str(tmp_path / name)})
+    mixtures = [open_data(config).mixture for config in (mixture_config, packed)]
+    assert mixtures[0].description == mixtures[1].description
+    trees, shards = (
+        TripletSource.from_config(config, mixture).samples(range(60))
+        for config, mixture in zip((mixture_config, packed), mixtures, strict=True)
+    )
+    for (ours, _), (theirs, _) in zip(shards, trees, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(a, b)
 
