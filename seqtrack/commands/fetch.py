@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 
-from seqtrack.commands.program import GOES_ON, ProgramError, add_settings
+from seqtrack.commands.program import GOES_ON, LASOT, ProgramError, add_set, add_settings, chosen_set
 from seqtrack.config import ConfigError, DataConfig, load_config
 from seqtrack.config.servers import check_hub_variables, check_repository
-from seqtrack.config.supported import SETS
-from seqtrack.errors import InputError, did_you_mean
+from seqtrack.errors import InputError
 from seqtrack.failures import explain
 
-LASOT = "LASOT"
 COCO = (
     "it is not fetched from the Hub. Download two files from the data set's own site, cocodataset.org: train2017.zip "
     "(18 GB), to be unpacked into {root}/images, so that there is {root}/images/train2017/000000000009.jpg; and "
@@ -38,10 +36,7 @@ TRACKINGNET = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings(parser)
-    parser.add_argument(
-        "--set", metavar="NAME", dest="set_name", default=LASOT,
-        help="the data set, as DATA.TRAIN.DATASETS_NAME has it (default: LASOT)",
-    )  # fmt: skip
+    add_set(parser)
     parser.add_argument(
         "--from", metavar="USER/REPOSITORY", dest="repo_id", help="the dataset repository (default: DATA.DOWNLOAD_FROM)"
     )
@@ -50,10 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
-    name = options.set_name
-    if name not in SETS:
-        hint = did_you_mean(name, SETS) or f"; known: {', '.join(SETS)}"
-        raise ConfigError(f"--set {name}: no such data set{hint}")
+    name = chosen_set(options)
     setting, place = config.DATA.place_of(name)
     own = options.repo_id or config.DATA.DOWNLOAD_FROM
     if name != LASOT and (name == "COCO17" or own == DataConfig().DOWNLOAD_FROM):

@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 
 from seqtrack.commands import fetch
-from seqtrack.commands.program import GOES_ON, add_settings
+from seqtrack.commands.program import GOES_ON, LASOT, add_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings(parser)
-    parser.set_defaults(to_go_on=GOES_ON, set_name=fetch.LASOT, repo_id=None)
+    parser.set_defaults(to_go_on=GOES_ON, set_name=LASOT, repo_id=None)
 
 
 run = fetch.run

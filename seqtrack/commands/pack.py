@@ -12,20 +12,13 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from seqtrack.commands.program import GOES_ON, ProgramError, add_settings
+from seqtrack.commands.program import GOES_ON, ProgramError, add_set, add_settings, chosen_set
 from seqtrack.config import ConfigError, load_config
-from seqtrack.config.supported import SETS
-from seqtrack.errors import did_you_mean
-
-LASOT = "LASOT"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings(parser)
-    parser.add_argument(
-        "--set", metavar="NAME", dest="set_name", default=LASOT,
-        help="the data set, as DATA.TRAIN.DATASETS_NAME has it (default: LASOT)",
-    )  # fmt: skip
+    add_set(parser)
     add_target(parser)
     parser.set_defaults(to_go_on=GOES_ON)
 
@@ -38,10 +31,7 @@ def add_target(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
-    name = options.set_name
-    if name not in SETS:
-        hint = did_you_mean(name, SETS) or f"; known: {', '.join(SETS)}"
-        raise ConfigError(f"--set {name}: no such data set{hint}")
+    name = chosen_set(options)
     setting, place = config.DATA.place_of(name)
     if place is None:
         raise ConfigError(f"{setting}: name the tree to pack")

@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 
 from seqtrack.commands import pack
-from seqtrack.commands.program import GOES_ON, add_settings
+from seqtrack.commands.program import GOES_ON, LASOT, add_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings(parser)
     pack.add_target(parser)
-    parser.set_defaults(to_go_on=GOES_ON, set_name=pack.LASOT)
+    parser.set_defaults(to_go_on=GOES_ON, set_name=LASOT)
 
 
 run = pack.run

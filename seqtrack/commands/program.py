@@ -15,13 +15,16 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from seqtrack.config import Config, check_supported, load_config, recipe_names
-from seqtrack.errors import InputError, Stopped
+from seqtrack.config import Config, ConfigError, check_supported, load_config, recipe_names
+from seqtrack.config.supported import SETS
+from seqtrack.errors import InputError, Stopped, did_you_mean
 from seqtrack.failures import explain
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+LASOT = "LASOT"
+"""The data set of programs that do not say another one."""
 GOES_ON = "The same command goes on from here."
 TO_GO_ON = "To go on: {command}"
 """What `to_go_on` of a program can be; `command` stands for the command that was given."""
@@ -143,6 +146,23 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         help="a run, a checkpoint, hf://user/repo, or a file of weights (.pth.tar, .safetensors) with --config",
     )  # fmt: skip
     parser.add_argument("--config", metavar="NAME|FILE", help="settings of a file of weights")
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """Adds `--set`, the data set that a program is about."""
+    parser.add_argument(
+        "--set", metavar="NAME", dest="set_name", default=LASOT,
+        help="the data set, as DATA.TRAIN.DATASETS_NAME has it (default: LASOT)",
+    )  # fmt: skip
+
+
+def chosen_set(options: argparse.Namespace) -> str:
+    """What `--set` says. Raises ConfigError for a set that is not known."""
+    name = str(options.set_name)
+    if name not in SETS:
+        hint = did_you_mean(name, SETS) or f"; known: {', '.join(SETS)}"
+        raise ConfigError(f"--set {name}: no such data set{hint}")
+    return name
 
 
 def add_settings(parser: argparse.ArgumentParser, config_needed: bool = False) -> None:
