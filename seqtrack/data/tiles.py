@@ -5,8 +5,10 @@ starts anew. With such markers at regular distances, the data between two of the
 of 8 to 32 pixels that a JPEG consists of), or a part of one. The tiles of a region, with the file's own headers and
 another size, are a small JPEG that every decoder reads. Its pixels are those that the whole file has there.
 
-A region is trusted only if exactly the expected restart markers are found where its tiles should be. A file that is
-damaged there, or whose `row_offsets` belong to another file, is decoded as a whole.
+A region is trusted only if exactly the expected restart markers, in their order of eight numbers, are found in the
+rows that it needs, and if these rows begin and end with the right ones. Otherwise the file is damaged there, or the
+offsets of its rows are those of another file, and it has to be decoded as a whole. Damage elsewhere in the file does
+not matter to a region.
 
 Source: ITU-T T.81, annexes B (segments) and E (restart intervals).
 """
@@ -14,6 +16,7 @@ Source: ITU-T T.81, annexes B (segments) and E (restart intervals).
 from __future__ import annotations
 
 import re
+import shutil
 import struct
 import subprocess
 from collections.abc import Sequence
@@ -195,12 +198,24 @@ class TiledJpeg:
         return max(top - margin, 0) // height, min(bottom + margin - 1, self.grid.height - 1) // height
 
 
+def find_jpegtran() -> str:
+    """Path of jpegtran, which `tile` needs. Raises InputError if it is not installed."""
+    found = shutil.which("jpegtran")
+    if found is None:
+        raise InputError(
+            "jpegtran is not installed, and tiles are made with it (Debian and Ubuntu: libjpeg-turbo-progs; "
+            "Fedora: libjpeg-turbo-utils; Homebrew: jpeg-turbo; conda: libjpeg-turbo)"
+        )
+    return found
+
+
 def tile(content: bytes) -> bytes | None:
     """The same JPEG with restart markers on the grid. None if it cannot be tiled, and should be kept as it is.
 
-    Coefficients and metadata are kept, Huffman tables are made anew. The result is decoded as a whole and compared
-    with the original, pixel by pixel. A JPEG that is tiled already is returned unchanged. Threads may call this at the
-    same time; jpegtran is a process of its own. Raises InputError if jpegtran is not installed.
+    Coefficients and metadata are kept, and Huffman tables are made anew, which makes up for the markers. The result is
+    decoded as a whole and compared with the original, pixel by pixel. A JPEG that is tiled already is returned
+    unchanged. Threads may call this at the same time, because jpegtran is a process of its own. Raises InputError if it
+    is not installed.
     """
     try:
         header = read_header(content)
@@ -208,18 +223,14 @@ def tile(content: bytes) -> bytes | None:
         grid = read_grid(content, header)
     except NotAPicture:
         return None
+    if grid.mcus_per_row * grid.rows > 4 * len(content):
+        return None  # an MCU takes two bits or more, so the size is damaged, and memory would be asked for in vain
     interval = choose_interval(grid.mcus_per_row)
     if interval == grid.interval and _is_tiled(content):
         return content
-    command = ["jpegtran", "-copy", "all", "-optimize", "-restart", f"{interval}B"]
-    try:
-        run = subprocess.run(command, input=content, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
-    except FileNotFoundError as error:
-        raise InputError(
-            "jpegtran is not installed, and tiles are made with it (Debian and Ubuntu: libjpeg-turbo-progs; "
-            "Fedora: libjpeg-turbo-utils; Homebrew: jpeg-turbo; conda: libjpeg-turbo)"
-        ) from error
-    if run.returncode != 0 or not _is_tiled(run.stdout):  # 2: it was read with warnings, so the file is damaged
+    command = [find_jpegtran(), "-copy", "all", "-optimize", "-restart", f"{interval}B"]
+    run = subprocess.run(command, input=content, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    if run.returncode != 0 or not _is_tiled(run.stdout):  # 2: with warnings, so the file is damaged
         return None
     before, after = _decode(content), _decode(run.stdout)
     if before is None or after is None or not np.array_equal(before, after):

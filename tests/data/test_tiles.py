@@ -293,9 +293,15 @@ UNTILABLE = [
 
 
 @needs_jpegtran
-@pytest.mark.parametrize("kind", [*UNTILABLE, "cut off", "empty", "png"])
+@pytest.mark.parametrize("kind", [*UNTILABLE, "cut off", "empty", "png", "far too large"])
 def test_what_cannot_be_tiled_is_left_alone(kind: str) -> None:
-    others = {"cut off": GOOD[:5000], "empty": b"", "png": cv2.imencode(".png", NOISE)[1].tobytes()}
+    place = GOOD.index(b"\xff\xc0") + 5
+    others = {
+        "cut off": GOOD[:5000],
+        "empty": b"",
+        "png": cv2.imencode(".png", NOISE)[1].tobytes(),
+        "far too large": GOOD[:place] + b"\xff\x00\xff\x00" + GOOD[place + 4 :],
+    }
     assert tile(others[kind] if kind in others else UNFIT[kind]) is None
 
 
