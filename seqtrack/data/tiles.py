@@ -39,8 +39,8 @@ _BASELINE, _HUFFMAN, _SCAN, _QUANTIZATION, _INTERVAL = 0xC0, 0xC4, 0xDA, 0xDB, 0
 _APPLICATION, _COMMENT = {*range(0xE0, 0xF0)}, 0xFE
 _COLOURS = {0xE0, 0xEE}
 """Application segments that say which colour space is stored: JFIF and Adobe."""
-_MARGIN = 2
-"""Pixels around a region on which it depends: a colour of half the resolution is interpolated between neighbours."""
+_MARGIN = 1
+"""Pixels around a region on which it depends: colours of half the resolution are interpolated between neighbours."""
 
 
 class NotTiled(NotAPicture):
@@ -160,12 +160,9 @@ class TiledJpeg:
         markers = _restarts(first_row * columns, rows * columns)
         if last_row == grid.rows - 1:
             markers[-1] = END_OF_JPEG
-        *parts, rest = _MARKER.split(data[max(start, 0) : max(stop, 0)])  # data and their marker, in turn
-        if (
-            parts[1::2] != markers
-            or rest
-            or (first_row and data[max(start - 2, 0) : start] != _RESTARTS[(first_row * columns - 1) % 8])
-        ):
+        parts = _MARKER.split(data[max(start, 0) : max(stop, 0)])  # data and their marker, in turn
+        before = data[max(start - 2, 0) : max(start, 0)]
+        if parts[1::2] != markers or (first_row and before != _RESTARTS[(first_row * columns - 1) % 8]):
             raise NotTiled("its restart markers are not where they should be")
         body = [b""] * (2 * rows * width)
         for row in range(rows):

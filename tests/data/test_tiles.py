@@ -102,7 +102,10 @@ def test_grey_with_sampling_factors_of_two_has_mcus_of_one_block() -> None:
 
 
 def test_rgb_in_the_file_stays_rgb() -> None:
-    assert_equal_to_whole(pillow(keep_rgb=True, restart_marker_blocks=10), (190, 100, 230, 140))
+    data = bytearray(pillow(keep_rgb=True, restart_marker_blocks=10))
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    data[frame + 10 : frame + 19 : 3] = data[scan + 5 : scan + 11 : 2] = b"\1\2\3"  # so only Adobe's segment says it
+    assert_equal_to_whole(bytes(data), (190, 100, 230, 140))
 
 
 def test_a_small_region_needs_few_bytes() -> None:
@@ -164,11 +167,11 @@ def arithmetic() -> bytes:
     return pillow(restart_marker_blocks=5).replace(b"\xff\xc0", b"\xff\xc9", 1)
 
 
-def without(number: int) -> bytes:
-    """A JPEG in which a restart marker is overwritten."""
+def with_marker(number: int, other: bytes) -> bytes:
+    """GOOD, in which a restart marker is overwritten."""
     start = read_header(GOOD).scan
     place = [at for at in range(start, len(GOOD) - 2) if GOOD[at : at + 2] in RESTARTS][number]
-    return GOOD[:place] + b"\0\0" + GOOD[place + 2 :]
+    return GOOD[:place] + other + GOOD[place + 2 :]
 
 
 UNFIT = {
@@ -182,8 +185,10 @@ UNFIT = {
     "no restart markers": pillow(),
     "tiles across two rows": encode(400, 300, "420", interval=7),
     "tiles of one MCU": encode(400, 300, "420", interval=1),
-    "a marker overwritten": without(20),
-    "bytes between segments": pillow(restart_marker_blocks=5)[:20] + b"\0" + pillow(restart_marker_blocks=5)[20:],
+    "a marker overwritten": with_marker(20, b"\0\0"),
+    "a marker with another number": with_marker(20, RESTARTS[5]),
+    "a marker too many": GOOD[:-2] + RESTARTS[6] + GOOD[-2:],
+    "bytes between segments": GOOD[:20] + b"\0\xe5\0\2" + GOOD[20:],
 }
 
 
@@ -207,29 +212,31 @@ def test_a_jpeg_that_cannot_be_decoded_is_broken_with_offsets_too() -> None:
         WHOLE.open("a.jpg", arithmetic()[:400] + b"\xff\xd9", find_row_offsets(GOOD, read_header(GOOD)))
 
 
-def test_offsets_that_are_wrong_never_give_wrong_pixels() -> None:
-    generator = random.Random(0)
+@pytest.mark.parametrize("row", range(19))
+def test_offsets_that_are_wrong_never_give_wrong_pixels(row: int) -> None:
+    generator = random.Random(row)
     offsets, whole = find_row_offsets(GOOD, read_header(GOOD)), WHOLE.open("a", GOOD).pixels(0, 0, 400, 300)
-    for _ in range(300):
+    for place in (row, row + 1) * 20:
         wrong = offsets.copy()
-        for _ in range(generator.randint(1, 4)):
-            place = generator.randrange(len(wrong))
-            wrong[place] = generator.choice(
-                [
-                    generator.randrange(-(2**31), 2**31),
-                    wrong[place] + generator.randint(-3, 3),
-                    generator.choice(offsets),
-                ]
-            )
-        left, top = generator.randrange(380), generator.randrange(280)
-        part = WHOLE.open("a", GOOD, wrong).pixels(left, top, left + 20, top + 20)
-        np.testing.assert_array_equal(part, whole[top : top + 20, left : left + 20])
+        near, anywhere = wrong[place] + generator.randint(-3, 3), generator.randrange(-(2**31), 2**31)
+        wrong[place] = generator.choice([near, anywhere, *offsets])
+        left, top, bottom = generator.randrange(380), 16 * row, min(16 * row + 16, 300)
+        part = WHOLE.open("a", GOOD, wrong).pixels(left, top, left + 20, bottom)
+        np.testing.assert_array_equal(part, whole[top:bottom, left : left + 20])
 
 
-def test_a_marker_that_is_overwritten_is_noticed_where_it_matters() -> None:
+def test_offsets_of_a_file_with_other_rows_are_refused() -> None:
+    offsets = find_row_offsets(GOOD, read_header(GOOD))
+    for others in ([], offsets[:-1], [*offsets, offsets[-1]]):
+        with pytest.raises(NotTiled, match="those of another file"):
+            TiledJpeg(GOOD, read_header(GOOD), others)
+
+
+@pytest.mark.parametrize("other", [b"\0\0", *RESTARTS, b"\xff\xc4", b"\xff\xd9", b"\xff\xff"])
+def test_a_marker_that_is_overwritten_is_noticed_where_it_matters(other: bytes) -> None:
     offsets = find_row_offsets(GOOD, read_header(GOOD))
     for number in range(0, 94, 7):  # 5 tiles in each of 19 rows
-        damaged = without(number)
+        damaged = with_marker(number, other)
         frame, whole = WHOLE.open("a", damaged, offsets), WHOLE.open("a", damaged)
         top = min(16 * (number // 5), 290)
         np.testing.assert_array_equal(frame.pixels(0, top, 400, top + 10), whole.pixels(0, top, 400, top + 10))
@@ -293,15 +300,9 @@ UNTILABLE = [
 
 
 @needs_jpegtran
-@pytest.mark.parametrize("kind", [*UNTILABLE, "cut off", "empty", "png", "far too large"])
+@pytest.mark.parametrize("kind", [*UNTILABLE, "cut off", "empty", "png"])
 def test_what_cannot_be_tiled_is_left_alone(kind: str) -> None:
-    place = GOOD.index(b"\xff\xc0") + 5
-    others = {
-        "cut off": GOOD[:5000],
-        "empty": b"",
-        "png": cv2.imencode(".png", NOISE)[1].tobytes(),
-        "far too large": GOOD[:place] + b"\xff\x00\xff\x00" + GOOD[place + 4 :],
-    }
+    others = {"cut off": GOOD[:5000], "empty": b"", "png": cv2.imencode(".png", NOISE)[1].tobytes()}
     assert tile(others[kind] if kind in others else UNFIT[kind]) is None
 
 
@@ -310,6 +311,14 @@ def test_threads_may_tile_at_the_same_time() -> None:
     contents = [encode(300 + number, 200, "420", interval=0) for number in range(8)]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(tile, contents)) == [tile(content) for content in contents]
+
+
+def test_a_size_that_the_data_cannot_have_is_refused_before_memory_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # without jpegtran
+    place = GOOD.index(b"\xff\xc0") + 5
+    assert tile(GOOD[:place] + b"\xff\x00\xff\x00" + GOOD[place + 4 :]) is None
 
 
 def test_without_jpegtran_the_error_says_how_it_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
