@@ -198,6 +198,13 @@ def test_what_is_not_tiled_is_refused(kind: str) -> None:
         find_row_offsets(UNFIT[kind], read_header(UNFIT[kind]))
 
 
+def test_a_scan_of_one_colour_among_three_is_no_tiled_jpeg() -> None:
+    start, end = GOOD.index(b"\xff\xda"), read_header(GOOD).scan
+    first_of_three = GOOD[:start] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" + GOOD[end:]
+    with pytest.raises(NotTiled, match="it has several scans"):
+        read_grid(first_of_three, read_header(first_of_three))
+
+
 @pytest.mark.parametrize("kind", [kind for kind in UNFIT if kind not in ("12 bits", "arithmetic")])
 def test_what_is_not_tiled_is_decoded_as_a_whole_even_if_offsets_are_given(kind: str) -> None:
     offsets = find_row_offsets(GOOD, read_header(GOOD))
@@ -219,8 +226,8 @@ def test_offsets_that_are_wrong_never_give_wrong_pixels(row: int) -> None:
     for place in (row, row + 1) * 20:
         wrong = offsets.copy()
         near, anywhere = wrong[place] + generator.randint(-3, 3), generator.randrange(-(2**31), 2**31)
-        wrong[place] = generator.choice([near, anywhere, *offsets])
-        left, top, bottom = generator.randrange(380), 16 * row, min(16 * row + 16, 300)
+        wrong[place] = generator.choice([near, anywhere, generator.choice(offsets)])
+        left, top, bottom = generator.choice([0, generator.randrange(380)]), 16 * row + 1, min(16 * row + 15, 300)
         part = WHOLE.open("a", GOOD, wrong).pixels(left, top, left + 20, bottom)
         np.testing.assert_array_equal(part, whole[top:bottom, left : left + 20])
 
