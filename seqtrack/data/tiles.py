@@ -130,8 +130,8 @@ class TiledJpeg:
         """
         self.grid, self._before, self._after = _read_head(data, header)
         self._offsets = [int(offset) for offset in row_offsets]
-        self._columns, self._scan = self.grid.columns, header.scan
-        if len(self._offsets) != self.grid.rows + 1 or self._offsets[0] != self._scan:
+        self._columns = self.grid.columns
+        if len(self._offsets) != self.grid.rows + 1 or self._offsets[0] != header.scan:
             raise NotTiled("the offsets of its rows are those of another file")
 
     def byte_range(self, top: int, bottom: int) -> tuple[int, int]:
@@ -278,8 +278,10 @@ def _read_head(data: bytes, header: JpegHeader) -> _Head:
         tail.append(segment)
     if frame is None or marker != _SCAN or position != header.scan:
         raise NotTiled("it is not a baseline JPEG")
+    if header.width < 1 or header.height < 1:
+        raise NotTiled("its size is not known")
     components = header.components
-    if header.precision != 8 or components not in (1, 3) or len(frame) != 10 + 3 * components or not header.height:
+    if header.precision != 8 or components not in (1, 3) or len(frame) != 10 + 3 * components:
         raise NotTiled("it is neither grey nor colour of 8 bits")
     if len(tail[-1]) != 8 + 2 * components or tail[-1][4] != components:
         raise NotTiled("it has several scans")

@@ -144,6 +144,11 @@ def test_tiles_have_the_divisor_of_the_row_that_is_nearest_ten(mcus: int, interv
 GOOD = encode(400, 300, "420", interval=5)
 
 
+def of_width_0() -> bytes:
+    place = GOOD.index(b"\xff\xc0") + 7
+    return GOOD[:place] + b"\0\0" + GOOD[place + 2 : read_header(GOOD).scan] + GOOD[-2:]
+
+
 def two_scans() -> bytes:
     """A JPEG whose scan is there twice."""
     data = encode(80, 60, "grey", interval=10)
@@ -179,6 +184,7 @@ UNFIT = {
     "arithmetic": arithmetic(),
     "12 bits": of_12_bits(),
     "cmyk": pillow("CMYK", restart_marker_blocks=5),
+    "no width": of_width_0(),
     "several scans": two_scans(),
     "mirrored": turned(2),
     "turned": turned(6),
@@ -205,7 +211,7 @@ def test_a_scan_of_one_colour_among_three_is_no_tiled_jpeg() -> None:
         read_grid(first_of_three, read_header(first_of_three))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in UNFIT if kind not in ("12 bits", "arithmetic")])
+@pytest.mark.parametrize("kind", [kind for kind in UNFIT if kind not in ("12 bits", "arithmetic", "no width")])
 def test_what_is_not_tiled_is_decoded_as_a_whole_even_if_offsets_are_given(kind: str) -> None:
     offsets = find_row_offsets(GOOD, read_header(GOOD))
     frame, whole = WHOLE.open("a", UNFIT[kind], offsets), WHOLE.open("a", UNFIT[kind])
