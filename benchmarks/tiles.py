@@ -41,9 +41,9 @@ def main() -> None:
     parser.add_argument("--regions", type=int, default=2_000, help="how many random regions are compared (2000)")
     arguments = parser.parse_args()
     frames = list(read_frames(arguments.source))
-    tiled = measure_tiling(frames)
-    measure_crops(frames, tiled)
-    compare(itertools.cycle(tiled), arguments.regions)
+    pairs = measure_tiling(frames)
+    measure_crops(pairs)
+    compare(itertools.cycle([tiled for _, tiled in pairs]), arguments.regions)
 
 
 def read_frames(source: Path) -> Iterator[bytes]:
@@ -61,8 +61,8 @@ def read_frames(source: Path) -> Iterator[bytes]:
             yield cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 50])[1].tobytes()
 
 
-def measure_tiling(frames: list[bytes]) -> list[bytes]:
-    """The frames that can be tiled, tiled."""
+def measure_tiling(frames: list[bytes]) -> list[tuple[bytes, bytes]]:
+    """Each frame that can be tiled, before and after."""
     began = time.perf_counter()
     results = [tile(frame) for frame in frames]
     alone = len(frames) / (time.perf_counter() - began)
@@ -70,23 +70,26 @@ def measure_tiling(frames: list[bytes]) -> list[bytes]:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(tile, frames))
     together = len(frames) / (time.perf_counter() - began)
-    tiled = [result for result in results if result is not None]
-    before = sum(len(frame) for frame, result in zip(frames, results, strict=True) if result is not None)
-    after = sum(map(len, tiled))
-    print(f"{len(tiled)} of {len(frames)} frames can be tiled; {before / len(tiled) / 1000:.0f} KB each", end="")
-    print(f", {100 * (after / before - 1):+.1f} % as tiles")
+    pairs = [(frame, tiled) for frame, tiled in zip(frames, results, strict=True) if tiled is not None]
+    if not pairs:
+        raise SystemExit(f"none of {len(frames)} frames can be tiled")
+    before, after = (sum(map(len, contents)) for contents in zip(*pairs, strict=True))
+    print(
+        f"{len(pairs)} of {len(frames)} frames can be tiled; {before / len(pairs) / 1000:.0f} KB each, "
+        f"{100 * (after / before - 1):+.1f} % as tiles"
+    )
     print(f"tiling and comparing: {alone:.0f} frames/s, two threads {together:.0f} frames/s")
-    return tiled
+    return pairs
 
 
-def measure_crops(frames: list[bytes], tiled: list[bytes]) -> None:
+def measure_crops(pairs: list[tuple[bytes, bytes]]) -> None:
     """Prints time and bytes of a crop, for each size of crops and each way to decode."""
     whole, by_region = FrameDecoder(by_region=False), FrameDecoder()
-    offsets = {content: find_row_offsets(content, read_header(content)) for content in tiled}
-    ways: dict[str, tuple[list[bytes], Callable[[bytes, Region], object]]] = {
-        "whole frame": (frames, lambda content, region: whole.open("a", content).pixels(*region)),
-        "nvimgcodec": (frames, lambda content, region: by_region.open("a", content).pixels(*region)),
-        "tiles": (tiled, lambda content, region: whole.open("a", content, offsets[content]).pixels(*region)),
+    offsets = [find_row_offsets(tiled, read_header(tiled)) for _, tiled in pairs]
+    ways: dict[str, Callable[[int, Region], object]] = {
+        "whole frame": lambda number, region: whole.open("a", pairs[number][0]).pixels(*region),
+        "nvimgcodec": lambda number, region: by_region.open("a", pairs[number][0]).pixels(*region),
+        "tiles": lambda number, region: whole.open("a", pairs[number][1], offsets[number]).pixels(*region),
     }
     print(
         "crop   " + "".join(f"{way + ', ms':>17}" for way in ways) + "   whole/tiles   nvimgcodec/tiles   KB of tiles"
@@ -95,16 +98,15 @@ def measure_crops(frames: list[bytes], tiled: list[bytes]) -> None:
         times: dict[str, list[float]] = {way: [] for way in ways}
         sizes = []
         generator = random.Random(side)
-        for turn in range(ROUNDS * len(tiled)):
-            header = read_header(tiled[turn % len(tiled)])
+        for number in [*range(len(pairs))] * ROUNDS:
+            tiled = pairs[number][1]
+            header = read_header(tiled)
             region = crop_of(generator, side, header.width, header.height)
-            for way, (contents, decode) in ways.items():
-                content = contents[turn % len(contents)]
+            for way, decode in ways.items():
                 began = time.perf_counter()
-                decode(content, region)
+                decode(number, region)
                 times[way].append(1000 * (time.perf_counter() - began))
-            content = tiled[turn % len(tiled)]
-            sizes.append(len(TiledJpeg(content, header, offsets[content]).small_jpeg(content, *region)[0]) / 1000)
+            sizes.append(len(TiledJpeg(tiled, header, offsets[number]).small_jpeg(tiled, *region)[0]) / 1000)
         medians = {way: statistics.median(values) for way, values in times.items()}
         print(f"{f'{side}²':<7}" + "".join(f"{value:17.2f}" for value in medians.values()), end="")
         print(f"{medians['whole frame'] / medians['tiles']:14.1f}", end="")
