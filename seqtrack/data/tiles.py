@@ -252,7 +252,7 @@ def _restarts(first: int, count: int) -> list[bytes]:
 def _read_head(data: bytes, header: JpegHeader) -> _Head:
     """Raises NotTiled."""
     if header.orientation != 1:
-        raise NotTiled("it is shown turned or mirrored")
+        raise NotTiled("it is shown turned or mirrored, or its orientation is not clear")
     if header.scan > len(data):
         raise NotTiled("it is cut off")
     kept: list[bytes] = [START_OF_JPEG]
