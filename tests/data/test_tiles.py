@@ -168,10 +168,6 @@ def of_12_bits() -> bytes:
     return data[:place] + b"\x0c" + data[place + 1 :]
 
 
-def arithmetic() -> bytes:
-    return pillow(restart_marker_blocks=5).replace(b"\xff\xc0", b"\xff\xc9", 1)
-
-
 def with_marker(number: int, other: bytes) -> bytes:
     """GOOD, in which a restart marker is overwritten."""
     start = read_header(GOOD).scan
@@ -181,7 +177,7 @@ def with_marker(number: int, other: bytes) -> bytes:
 
 UNFIT = {
     "progressive": pillow(progressive=True, restart_marker_blocks=5),
-    "arithmetic": arithmetic(),
+    "arithmetic": pillow(restart_marker_blocks=5).replace(b"\xff\xc0", b"\xff\xc9", 1),
     "12 bits": of_12_bits(),
     "cmyk": pillow("CMYK", restart_marker_blocks=5),
     "no width": of_width_0(),
@@ -222,7 +218,7 @@ def test_what_is_not_tiled_is_decoded_as_a_whole_even_if_offsets_are_given(kind:
 
 def test_a_jpeg_that_cannot_be_decoded_is_broken_with_offsets_too() -> None:
     with pytest.raises(BrokenFrame, match=r"^a\.jpg cannot be read"):
-        WHOLE.open("a.jpg", arithmetic()[:400] + b"\xff\xd9", find_row_offsets(GOOD, read_header(GOOD)))
+        WHOLE.open("a.jpg", UNFIT["arithmetic"][:400] + b"\xff\xd9", find_row_offsets(GOOD, read_header(GOOD)))
 
 
 @pytest.mark.parametrize("row", range(19))
