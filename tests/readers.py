@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,10 +27,14 @@ from seqtrack.data.datasets.catalog import open_training_set
 from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.datasets.synthetic import write_synthetic
 from seqtrack.data.datasets.synthetic_sets import KINDS, write_synthetic_set
+from seqtrack.data.decoding import FrameDecoder
+from seqtrack.data.jpeg import NotAPicture, check_complete, read_header
 from seqtrack.data.open import open_index
 from seqtrack.data.packed import INDEX, check_shards_exist
 from seqtrack.data.packing import pack_shard, plan_shards, write_index
 from seqtrack.data.storage import Root, SpanReader
+from seqtrack.data.tiles import TiledJpeg, find_row_offsets
+from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import benchmark_named, open_benchmark
 from seqtrack.evaluation.protocols import PROTOCOLS, score
 from seqtrack.evaluation.results import read_results
@@ -275,6 +280,31 @@ def training_sets(folder: Path) -> Reader:
     return Reader(originals, read, TEXT_WORDS + JSON_WORDS)
 
 
+def tiles(folder: Path) -> Reader:
+    """A JPEG with restart markers, and where its rows of tiles are."""
+    image = np.random.RandomState(0).randint(0, 256, (60, 160, 3)).astype(np.uint8)
+    jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_RST_INTERVAL, 5])[1].tobytes()
+    offsets = find_row_offsets(jpeg, read_header(jpeg))
+    frame, places = folder / "frame.jpg", folder / "offsets"
+    write(frame, jpeg)
+    write(places, offsets.tobytes())
+
+    def read() -> None:
+        data, place = frame.read_bytes(), places.read_bytes()
+        row_offsets = np.frombuffer(place[: len(place) // 4 * 4], np.int32)
+        try:
+            header = read_header(data)
+            check_complete(data, header)
+            part = TiledJpeg(data, header, row_offsets).pixels(data, 70, 10, 100, 30)
+            find_row_offsets(data, header)  # only then has a damaged file the same pixels as a whole
+        except NotAPicture as error:
+            raise InputError(str(error)) from error
+        np.testing.assert_array_equal(part, FrameDecoder(by_region=False).open("a", data).pixels(70, 10, 100, 30))
+
+    originals = [Original(path.name, path.read_bytes(), partial(write, path)) for path in (frame, places)]
+    return Reader(originals, read, (b"\xff\xd0", b"\xff\xd7", b"\xff\xd9", b"\xff\xff", b"\xff\xdd\x00\x04\x00\x01"))
+
+
 READERS: Mapping[str, Callable[[Path], Reader]] = {
     "weights": weights,
     "checkpoints": checkpoints,
@@ -283,6 +313,7 @@ READERS: Mapping[str, Callable[[Path], Reader]] = {
     "results": results,
     "tracks": tracks,
     "sets": training_sets,
+    "tiles": tiles,
 }
 """Name -> what makes the reader, with its valid files, in an empty folder."""
 

@@ -4,7 +4,7 @@ Which pixels a file stands for is decided once: those that OpenCV's `imread` sho
 So a picture is turned as its EXIF orientation says, grey and palettes become RGB, 16 bits become 8, and alpha is left
 out, whatever the file is called. With nvidia-nvimgcodec only the part of a JPEG that is asked for is decoded. It gives
 the same pixels (`tests/data/test_decoding.py`), and OpenCV decodes the kinds for which it would not, so which library a
-machine has does not matter to a run.
+machine has does not matter to a run. Nor does it matter whether a JPEG is decoded by tiles (`tiles.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.data.jpeg import START_OF_JPEG, JpegHeader, NotAPicture, check_complete, read_header
+from seqtrack.data.tiles import NotTiled, TiledJpeg
 from seqtrack.failures import explain
 from seqtrack.files import what_came_instead
 
@@ -75,8 +76,11 @@ class FrameDecoder:
     def __reduce__(self) -> tuple[type[FrameDecoder], tuple[bool]]:
         return FrameDecoder, (self._by_region,)  # another process makes its own decoder
 
-    def open(self, name: str, data: bytes) -> Frame:
-        """Opens a frame; `name` is its name in errors. Raises BrokenFrame if the bytes are not a complete picture."""
+    def open(self, name: str, data: bytes, row_offsets: NDArray[np.int32] | None = None) -> Frame:
+        """Opens a frame; `name` is its name in errors. Raises BrokenFrame if the bytes are not a complete picture.
+
+        `row_offsets`: where the tiles of a tiled JPEG are (`tiles.find_row_offsets`), if that is known.
+        """
         header = None
         if data.startswith(START_OF_JPEG):
             try:
@@ -84,9 +88,31 @@ class FrameDecoder:
                 check_complete(data, header)  # decoders would accept the upper part of a picture
             except NotAPicture as error:
                 raise BrokenFrame(f"{name} cannot be read ({error})") from error
+        if header is not None and row_offsets is not None:
+            try:
+                return _TiledFrame(name, data, TiledJpeg(data, header, row_offsets))
+            except NotTiled:
+                pass  # the other ways decode every JPEG
         if header is not None and self._library is not None and _both_agree(header):
             return _RegionFrame(name, data, header, self._library, self._decoder)
         return ArrayFrame(_decode_whole(name, data))
+
+
+class _TiledFrame:
+    """A JPEG that is decoded by tiles, and as a whole where its restart markers are damaged."""
+
+    def __init__(self, name: str, data: bytes, tiles: TiledJpeg) -> None:
+        self._name, self._data, self._tiles = name, data, tiles
+        self.width, self.height = tiles.grid.width, tiles.grid.height
+        self._whole: Image | None = None
+
+    def pixels(self, left: int, top: int, right: int, bottom: int) -> Image:
+        if self._whole is None:
+            try:
+                return self._tiles.pixels(self._data, left, top, right, bottom)
+            except NotTiled:
+                self._whole = _decode_whole(self._name, self._data)
+        return self._whole[top:bottom, left:right]
 
 
 class _RegionFrame:

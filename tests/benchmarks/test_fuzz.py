@@ -21,6 +21,7 @@ INPUTS = {
     "results": 80,
     "tracks": 120,
     "sets": 100,
+    "tiles": 200,
 }
 
 
