@@ -118,7 +118,7 @@ def kill_trainings(count: int, seed: int, folder: Path) -> int:
 
 
 def make_settings(folder: Path) -> dict[str, Any]:
-    """With dropout and all augmentation; a checkpoint every 10 steps; the learning rate drops after each epoch."""
+    """Settings with dropout, all augmentation, a checkpoint every 10 steps and another learning rate in each epoch."""
     write_synthetic(folder / "lasot", SyntheticConfig(SEQUENCES=4, FRAMES=30, HEIGHT=96, WIDTH=128))
     settings = make_tiny_settings(folder / "lasot", folder / "runs")
     settings["DATA"]["TRAIN"]["SAMPLE_PER_EPOCH"] = STEPS_PER_EPOCH * BATCH - 2

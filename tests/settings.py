@@ -10,7 +10,7 @@ SETS = {"LASOT": 3, "GOT10K_vottrain": 2, "COCO17": 2, "TRACKINGNET": 1}
 
 
 def make_tiny_settings(lasot_root: Path, storage: Path) -> dict[str, Any]:
-    """As YAML would give them: two epochs of 22 samples in 6 steps."""
+    """Settings as YAML would give them: two epochs of 22 samples in 6 steps."""
     return {
         "SEED": 3,
         "DATA": {

@@ -10,7 +10,7 @@ from seqtrack.failures import explain
 
 
 class RayTaskError(Exception):
-    """As Ray's: carries the error of a task, and prints its traceback."""
+    """An error like Ray's: it carries the error of a task, and prints its traceback."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__("\x1b[36mray::read()\x1b[39m (pid=1)\n  File …")

@@ -23,8 +23,8 @@ LAYERS = [
     {"commands"},
     {"cli"},
 ]
-"""From the ground up. A file may import from its own room and from the layers below; rooms of one layer know nothing of
-each other, except on the ground."""
+"""The layers from the ground up. A file may import from its own room and from the layers below; rooms of one layer know
+nothing of each other, except on the ground."""
 WITH_RAY = (
     "data/stream",
     "cluster/",

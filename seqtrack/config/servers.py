@@ -165,7 +165,7 @@ def _plugins() -> set[str]:
 
 
 def without_user(uri: str) -> str:
-    """Without the user and password in front."""
+    """The address without the user and password in front."""
     return uri.lstrip("/").rpartition("@")[2]
 
 

@@ -295,13 +295,13 @@ class TestConfig(Section):
     __test__ = False
 
     TEMPLATE_FACTOR: PositiveFloat = 4.0
-    """As DATA.TEMPLATE.FACTOR."""
+    """What DATA.TEMPLATE.FACTOR is in training."""
     TEMPLATE_SIZE: PositiveInt = 256
-    """As DATA.TEMPLATE.SIZE."""
+    """What DATA.TEMPLATE.SIZE is in training."""
     SEARCH_FACTOR: PositiveFloat = 4.0
-    """As DATA.SEARCH.FACTOR."""
+    """What DATA.SEARCH.FACTOR is in training."""
     SEARCH_SIZE: PositiveInt = 256
-    """As DATA.SEARCH.SIZE."""
+    """What DATA.SEARCH.SIZE is in training."""
     EPOCH: PositiveInt = 500
     """Epoch whose checkpoint is tested."""
     WINDOW: bool = False

@@ -56,14 +56,14 @@ class Mark(NamedTuple):
     """What each file says about itself, beside its format."""
 
     fingerprint: str
-    """That of the annotations that it belongs to."""
+    """Fingerprint of the annotations that the file belongs to."""
     name: str = lasot.SET
     """Which data set it is of. Only packed LaSOT trees do not say it: they are older than the others."""
     listed: tuple[str, ...] = ()
-    """In the index of GOT-10k: the names in `list.txt`, whose rows are what its sets are lists of."""
+    """Names in GOT-10k's `list.txt`, whose rows its sets are lists of. Other sets, and shards, have none."""
 
     def metadata(self) -> dict[str, str]:
-        """As what Parquet keeps beside a schema."""
+        """The mark in the form that Parquet keeps beside a schema."""
         mark = {"format": FORMAT, "fingerprint": self.fingerprint}
         if self.name != lasot.SET:
             mark["set"] = self.name

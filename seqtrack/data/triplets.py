@@ -30,7 +30,7 @@ class Place(NamedTuple):
 
     set_number: int
     row: int
-    """Of the sequence in the set's index."""
+    """Row of the sequence in the index of the set."""
     frame: int
 
 

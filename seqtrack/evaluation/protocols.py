@@ -303,7 +303,10 @@ def _centre_errors(boxes_xywh: Floats, truth_xywh: Floats) -> tuple[Floats, Floa
 
 
 def _clipped(boxes_xywh: Floats, bounds: Floats) -> Floats:
-    """As the GOT-10k toolkit does it: a corner that is moved does not change the width. `bounds`: infinite for none."""
+    """The boxes cut to the frame as the GOT-10k toolkit does it: a corner that is moved does not change the width.
+
+    `bounds`: infinite for none.
+    """
     low = np.where(np.isfinite(bounds), 0, -np.inf)
     corner = np.clip(boxes_xywh[:, :2], low, bounds)
     return np.concatenate((corner, np.clip(boxes_xywh[:, 2:], low, bounds - corner)), axis=1)

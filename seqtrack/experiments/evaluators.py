@@ -98,7 +98,7 @@ def _threads(cpus: float) -> int:
 
 
 def take_idle_time_only() -> None:
-    """From now on this thread, and those that it starts, get the CPU time that nothing else asks for.
+    """Gives this thread, and those that it starts, only the CPU time that nothing else asks for.
 
     On Linux by the policy that is made for it: another process that wakes up is put on such a thread's CPU as if that
     were idle, while beside a thread of low priority (`nice`) it may wait.

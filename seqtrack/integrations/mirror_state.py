@@ -23,7 +23,7 @@ class MirrorState:
     status: Status = "RUNNING"
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
-    """Beside the settings."""
+    """What the run's page has as parameters beside the settings."""
 
     @classmethod
     def read(cls, run: RunFolder) -> MirrorState:

@@ -75,7 +75,7 @@ def shown_store(config: Config) -> str:
 
 
 def with_one_store(config: Config) -> Config:
-    """With this store for all parts of an experiment. By default each would have one beside its folder.
+    """The settings with one store for all parts of an experiment. By default each would have one beside its folder.
 
     What the environment names stays there: it holds for all parts anyway, and may have a password.
     """
@@ -224,7 +224,7 @@ def send_evaluations(client: MlflowClient, run_id: str, evaluations: Sequence[Ch
 
 
 def log_evaluation(config: Config, run_id: str, evaluations: Sequence[CheckpointScores]) -> None:
-    """As `send_evaluations`, after a training. Warns where MLflow does not take them."""
+    """Does what `send_evaluations` does, after a training. Warns where MLflow does not take them."""
     try:
         send_evaluations(make_client(config), run_id, evaluations)
     except Exception as error:

@@ -153,7 +153,7 @@ def _rebuild_parameter(data: Any, *_: Any) -> Any:
 
 
 def _ordered_dict(*arguments: Any) -> dict[Any, Any]:
-    """Also of a list of pairs, as Python 2 wrote it. `_move` empties the list."""
+    """The arguments may be a list of pairs, as Python 2 wrote them. `_move` empties the list."""
     return _move(arguments, list, lambda pairs: pairs, {})
 
 

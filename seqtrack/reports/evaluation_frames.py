@@ -45,7 +45,7 @@ class FrameBoxes(NamedTuple):
     """The boxes of a frame, and what is said of it."""
 
     boxes: list[Drawn]
-    """In pixels: the true one, if there is a target, and the one that was found."""
+    """Boxes in pixels: the true one, if there is a target, and the one that was found."""
     text: str
     """`frame 31: IoU 0.45`"""
 

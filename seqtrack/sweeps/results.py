@@ -68,7 +68,7 @@ class Group:
     """Trials that differ only in their seed."""
 
     params: Params
-    """Without SEED."""
+    """The trials' parameters without SEED."""
     trials: Sequence[Trial]
     values: Sequence[float]
     """The metric after the last epoch of each that finished."""

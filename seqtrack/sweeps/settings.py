@@ -243,7 +243,7 @@ def trial_name(params: Mapping[str, Any]) -> str:
 
 
 def _within(kind: Any, name: str) -> Any:
-    """As `kind_within`: the values of a parameter are of the type of the setting that it names."""
+    """What `kind_within` says; the values of a parameter are of the type of the setting that it names."""
     if kind == dict[str, Parameter]:
         return types.GenericAlias(dict, (str, types.GenericAlias(list, (kind_of(name),))))
     return kind_within(kind, name)

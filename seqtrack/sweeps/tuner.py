@@ -23,7 +23,7 @@ from seqtrack.sweeps.trial import TrialSetting, run_trial
 TUNE = "tune"
 """Ray Tune's own files in the sweep's folder."""
 DRIVER = {"memory": 2**20}
-"""For the process that waits for a trial's workers, a token amount: Ray Tune rejects an empty request."""
+"""What the process that waits for a trial's workers asks for: a token amount, since Ray Tune rejects none at all."""
 
 
 def make_tuner(

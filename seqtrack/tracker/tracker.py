@@ -209,7 +209,7 @@ class _State:
 
     def __init__(self, box: ExactBox) -> None:
         self.box = box
-        """Where it was last: (4,) float64 xywh."""
+        """The target's last box: (4,) float64 xywh."""
         self.frames = 0
         """Frames since the first."""
         self.updates = 0

@@ -65,7 +65,7 @@ class EpochMeter:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint. That of a run on one set has no entry for sets."""
+        """What a checkpoint keeps of the meter. A run on one set has no entry for sets."""
         return {name: value for name, value in asdict(self).items() if name != "sets" or value}
 
 

@@ -68,7 +68,7 @@ class SlotGradients:
         self._rank, self._world_size, self._group = rank, world_size, group
 
     def __call__(self, model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
-        """Like `backward`, but gradients and measurements are means over the whole global batch, on every worker."""
+        """Does what `backward` does, but its means are over the whole global batch, on every worker."""
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         slots = self._compute_slots(model, parameters, batch, objective)
         total = tree_sum(slots, self._rank, self._world_size, self._group)

@@ -98,7 +98,7 @@ def test_the_head_of_a_cluster_is_one_and_says_if_it_wants_a_token(token: str | 
 
 @pytest.mark.parametrize("mode", ["token", "disabled"])
 def test_a_token_that_is_missing_here_is_said(mode: str, tmp_path: Path) -> None:
-    """In a process of its own, since Ray reads these variables once."""
+    """It runs in a process of its own, since Ray reads these variables once."""
     code = "import sys; from seqtrack.cluster.connect import why_no_cluster; print(why_no_cluster('127.0.0.1', %d))"
     server = grpc.server(ThreadPoolExecutor(1))
     add_NodeInfoGcsServiceServicer_to_server(Head("secret"), server)
@@ -179,7 +179,7 @@ def test_what_keeps_ray_from_starting_is_one_line(error: Exception, address: str
 
 @pytest.fixture
 def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where `ray start` notes its cluster."""
+    """The file in which `ray start` notes its cluster."""
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     (tmp_path / "ray").mkdir()
     return tmp_path / "ray/ray_current_cluster"

@@ -281,7 +281,7 @@ def test_an_incomplete_copy_is_refused_unless_it_is_asked_for(mixture_config: Co
 
 @pytest.mark.parametrize("key", ["LASOT", "GOT10K", "COCO17", "TRACKINGNET"])
 def test_a_root_that_does_not_fit_is_named_with_its_setting(mixture_config: Config, tmp_path: Path, key: str) -> None:
-    """Of a folder too high, the one that would fit is named."""
+    """Where the folder is too high, the one that would fit is named."""
     shutil.copytree(mixture_config.DATA.ROOTS[key], tmp_path / "outer" / "tree")
     for root, message in (
         ("outer", f"DATA.ROOTS.{key}={tmp_path}/outer/tree would fit"),

@@ -39,7 +39,7 @@ def tree(lasot_root: Path, tmp_path: Path) -> Path:
 
 
 def test_a_packed_tree_gives_the_trees_samples_and_warnings(tiny_config: Config, tree: Path, tmp_path: Path) -> None:
-    """Also if frames are missing or cut off."""
+    """This holds if frames are missing or cut off, too."""
     for path in sorted(tree.rglob("*.jpg"))[::3]:
         path.unlink() if path.name.endswith("1.jpg") else path.write_bytes(path.read_bytes()[:50])
     shards = pack(tree, local(tmp_path / "packed"), allow_missing=True)
@@ -213,7 +213,7 @@ def opened(name: str, root: Root, partial_set: bool = True) -> tuple[FrameIndex,
 def test_a_packed_set_has_the_trees_index_and_every_files_bytes(
     name: str, synthetic_sets: Path, bucket: tuple[str, list[str]]
 ) -> None:
-    """In an object store, too: it is packed straight into it."""
+    """The same holds in an object store, into which it is packed at once."""
     tree, store = synthetic_sets / LAYOUTS[name], Root(*fs.FileSystem.from_uri(child(bucket[0], name.lower())))
     pack(tree, store, name=name)
     index, theirs = opened(name, store)[0], index_of(tree, name)

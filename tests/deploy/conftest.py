@@ -11,7 +11,7 @@ import pytest
 
 class Recorder(NamedTuple):
     environment: dict[str, str]
-    """In which `ray` writes the arguments of its last call into a file."""
+    """A folder in which `ray` writes the arguments of its last call into a file."""
     calls: Path
     programs: Path
     """The folder that `ray` lies in, and whatever a test puts beside it."""

@@ -144,7 +144,7 @@ def resume(config: str, phase1: Path, storage: Path) -> Path:
 
 
 def call(config: str, tmp_path: Path, *arguments: str | Path) -> int:
-    """With one MLflow store for all tests: making one takes seconds."""
+    """Runs the program with one MLflow store for all tests: making one takes seconds."""
     settings = [f"RUN.STORAGE_PATH={tmp_path}/runs", f"MLFLOW.TRACKING_URI=sqlite:///{Path(config).parent}/given.db"]
     code: int = job.main(["--config", config, *map(str, arguments), *settings])
     return code

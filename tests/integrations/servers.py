@@ -84,7 +84,7 @@ class MlflowServer:
         self._process.wait()
 
     def send(self, number: signal.Signals) -> None:
-        """To the server and all its processes. SIGSTOP: it takes connections, and does not answer."""
+        """Sends a signal to the server and all its processes. SIGSTOP: it takes connections, and does not answer."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 

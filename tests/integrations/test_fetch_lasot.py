@@ -94,7 +94,7 @@ def test_a_download_that_breaks_off_goes_on(
 def test_files_that_were_unpacked_are_kept(
     server: HubServer, zips: dict[str, bytes], lasot_root: Path, tmp_path: Path
 ) -> None:
-    """As after a kill: some files are there, one only in part."""
+    """A folder as a kill leaves it: some files are there, one only in part."""
     staged = tmp_path / ".fetching/coin/coin-1"
     staged.mkdir(parents=True)
     shutil.copy(lasot_root / "coin/coin-1/groundtruth.txt", staged)

@@ -74,7 +74,7 @@ def test_a_log_that_never_came_is_no_error(tmp_path: Path) -> None:
 
 
 def test_a_log_that_ends_within_a_character_can_be_read(tmp_path: Path) -> None:
-    """As while another process writes it, or after that was killed."""
+    """The file is as it is while another process writes it, or after that was killed."""
     (tmp_path / "train.log").write_bytes("Starting 1 worker …".encode()[:-1])
     assert run_at(tmp_path).read_text("train.log") == "Starting 1 worker \N{REPLACEMENT CHARACTER}"
 

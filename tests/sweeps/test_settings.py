@@ -67,7 +67,7 @@ def test_the_draws_stay_the_same_from_version_to_version() -> None:
 
 
 def test_a_sweeps_file_is_read_without_ray() -> None:
-    """Whose import takes seconds, in which a mistyped key could have been named."""
+    """Importing Ray takes seconds, in which a mistyped key could have been named."""
     code = "import seqtrack.sweeps.settings, sys; print({'ray', 'torch', 'mlflow'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 

@@ -84,7 +84,7 @@ def test_batches_of_any_size_have_the_tokens_and_probabilities_of_pytorch(
 def test_the_lines_in_the_documentation_track_as_the_published_tracker_does(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With nothing but NumPy, OpenCV and onnxruntime, and with templates that are renewed."""
+    """They need only NumPy, OpenCV and onnxruntime, and renew templates."""
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/tracking.md").read_text(), re.DOTALL)
     (lines,) = (block for block in blocks if "demo.onnx" in block)
     assert set(re.findall(r"\b(?:import|from) (.+)", lines)) == {"json, math", "cv2, numpy as np, onnxruntime"}

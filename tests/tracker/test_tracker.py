@@ -16,7 +16,7 @@ from tests.tracker.tracks import GOLDEN_TRACKS, frames_of, model_of, settings_of
 
 @pytest.mark.parametrize("track", GOLDEN_TRACKS, ids=lambda track: f"{track['seq_format']}-{track['window']}")
 def test_boxes_are_those_of_the_published_tracker(track: dict[str, Any]) -> None:
-    """With template updates. `pytest -s` shows the largest deviation."""
+    """The tracks have template updates. `pytest -s` shows the largest deviation."""
     frames = frames_of(track)
     tracker = Tracker(model_of(track), settings_of(track))
     tracker.initialize(frames[0], track["init"])

@@ -33,7 +33,7 @@ def made_up_batch(config: Config) -> Batch:
 
 @pytest.mark.parametrize(("name", "millions"), MODELS)
 def test_a_model_builds_and_every_parameter_gets_a_gradient(name: str, millions: float) -> None:
-    """On the meta device, with shapes but without numbers."""
+    """The model on the meta device, with shapes but without numbers."""
     config = load_config(CONFIGS / f"{name}.yaml", ["MODEL.ENCODER.USE_CHECKPOINT=false"])
     bins, search, template = config.MODEL.BINS, config.DATA.SEARCH, config.DATA.TEMPLATE
     with torch.device("meta"):

@@ -53,7 +53,7 @@ class Cluster:
         return ended(self.ray("job", "submit", *options, "--", "python", *arguments))
 
     def stop(self, name: str) -> None:
-        """As `ray job stop`, which takes longer to start than this training to end."""
+        """Does what `ray job stop` does, which takes longer to start than this training to end."""
         headers = {"Authorization": f"Bearer {self.token}"}
         httpx2.post(f"{self.address}/api/jobs/{name}/stop", headers=headers).raise_for_status()
 

@@ -143,7 +143,7 @@ def test_the_loss_is_that_of_one_set_with_the_same_samples(mixture_config: Confi
 def test_a_published_recipe_trains_when_its_roots_are_set(
     lasot_root: Path, synthetic_sets: Path, tmp_path: Path, recipe: str
 ) -> None:
-    """Only sizes are changed, so that it takes a second."""
+    """Nothing but sizes is changed, so that it takes a second."""
     tiny = parse_config(make_mixture_settings(lasot_root, synthetic_sets, tmp_path), "tiny").flat()
     sizes = {key: value for key, value in tiny.items() if key.startswith(("MODEL.", "RUN.")) or key.endswith(".SIZE")}
     places = {

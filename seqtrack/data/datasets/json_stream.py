@@ -63,7 +63,7 @@ class _Text:
         self._next = 0
         """Where in `_text` the next value begins."""
         self._last = 0
-        """Where the last one began."""
+        """Where the last value began."""
         self._bytes_before = 0
         """Bytes of the file before `_text`."""
         self._bytes_read = 0

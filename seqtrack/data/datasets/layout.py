@@ -53,7 +53,7 @@ def explain_root(root: Root, setting: str) -> str:
 def explain_place(
     root: Root, setting: str = "", fits: Callable[[str], bool] = lambda path: False, inside: Sequence[str] = ()
 ) -> str:
-    """As `explain_root`, for a data set of another layout, whose root `setting` names.
+    """What `explain_root` says, for a data set of another layout, whose root `setting` names.
 
     `fits`: whether a folder could be the root. `inside`: folders below the root in which archives may still be packed.
     """

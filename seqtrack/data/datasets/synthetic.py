@@ -150,7 +150,7 @@ class _Path:
         return x, y, side, aspect, angle
 
     def occluder(self, frame: int) -> tuple[float, float, float, float, float] | None:
-        """Like `target`, for the occluder, which passes during a sixth of the sequence; None at other times."""
+        """What `target` gives, for the occluder, which passes during a sixth of the sequence; None at other times."""
         progress = (frame - self.hidden_at) / (self.frames / 12)
         if abs(progress) > 1:
             return None

@@ -66,7 +66,7 @@ def test_the_published_lists_have_forbidden_videos_and_the_corrected_one_has_non
 
 
 def test_a_row_of_the_list_says_which_video_is_meant(tmp_path: Path) -> None:
-    """As published: the list decides and not the number in a name, as long as the list is whole."""
+    """The list decides, as published, and not the number in a name, as long as the list is whole."""
     names = [f"GOT-10k_Train_{number + 1:06d}" for number in range(VIDEOS)]
     names[0], names[1] = names[1], names[0]
     for name in names[:3]:
