@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from seqtrack.cluster.connect import forget_dead_cluster
 from seqtrack.config import Config, SyntheticConfig, parse_config
+from seqtrack.data import packing
 from seqtrack.data.datasets.cache import VARIABLE
 from seqtrack.data.datasets.synthetic import write_synthetic
 from seqtrack.data.datasets.synthetic_sets import KINDS, write_synthetic_set
@@ -72,6 +74,19 @@ def tiny_config(tiny_settings: dict[str, Any]) -> Config:
 @pytest.fixture
 def mixture_config(lasot_root: Path, synthetic_sets: Path, tmp_path: Path) -> Config:
     return parse_config(make_mixture_settings(lasot_root, synthetic_sets, tmp_path / "runs"), "mixture")
+
+
+@pytest.fixture
+def tree(lasot_root: Path, tmp_path: Path) -> Path:
+    """A copy of the data set that a test may change."""
+    return shutil.copytree(lasot_root, tmp_path / "tree")
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes shards so small that each sequence has its own, with several row groups."""
+    monkeypatch.setattr(packing, "FRAMES_PER_SHARD", 20)
+    monkeypatch.setattr(packing, "ROW_GROUP_BYTES", 20_000)
 
 
 @pytest.fixture

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 from pyarrow import fs
 
 from seqtrack.config import Config, DataConfig
-from seqtrack.data import packing
 from seqtrack.data.datasets import got10k
 from seqtrack.data.datasets.catalog import open_training_set
 from seqtrack.data.datasets.index import FrameIndex
@@ -44,12 +42,6 @@ def pack(tree: Path, target: Root, allow_missing: bool = False, name: str = "LAS
     shards = [pack_shard(stored, root, target, path, rows, allow_missing, name) for path, rows in plan.items()]
     write_index(index, target, plan, shards, name, got10k.read_list(root) if name in got10k.SETS else ())
     return shards
-
-
-def make_small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes shards so small that each sequence has its own, with several row groups."""
-    monkeypatch.setattr(packing, "FRAMES_PER_SHARD", 20)
-    monkeypatch.setattr(packing, "ROW_GROUP_BYTES", 20_000)
 
 
 def source_of(config: Config, root: Root) -> TripletSource:

@@ -23,19 +23,10 @@ from seqtrack.data.open import open_index
 from seqtrack.data.packed import open_packed_set
 from seqtrack.data.storage import DataError, Root, SpanReader
 from seqtrack.locations import child
-from tests.data.packs import ALL, LAYOUTS, assert_same_samples, index_of, local, make_small_shards, pack, source_of
+from tests.data.packs import ALL, LAYOUTS, assert_same_samples, index_of, local, pack, source_of
 from tests.object_stores import s3_bucket
 
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_small_shards(monkeypatch)
-
-
-@pytest.fixture
-def tree(lasot_root: Path, tmp_path: Path) -> Path:
-    """A copy of the data set that a test may change."""
-    return shutil.copytree(lasot_root, tmp_path / "tree")
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 def test_a_packed_tree_gives_the_trees_samples_and_warnings(tiny_config: Config, tree: Path, tmp_path: Path) -> None:

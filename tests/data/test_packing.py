@@ -15,18 +15,9 @@ from seqtrack.data.open import open_index
 from seqtrack.data.packed import open_packed_set
 from seqtrack.data.packing import check_done, pack_shard, plan_shards, stored_once
 from seqtrack.data.storage import DataError, open_root
-from tests.data.packs import ALL, LAYOUTS, index_of, local, make_small_shards, pack
+from tests.data.packs import ALL, LAYOUTS, index_of, local, pack
 
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_small_shards(monkeypatch)
-
-
-@pytest.fixture
-def tree(lasot_root: Path, tmp_path: Path) -> Path:
-    """A copy of the data set that a test may change."""
-    return shutil.copytree(lasot_root, tmp_path / "tree")
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 def test_packing_goes_on_where_it_was_interrupted(lasot_root: Path, tmp_path: Path) -> None:

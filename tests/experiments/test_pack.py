@@ -9,21 +9,12 @@ import pytest
 
 from seqtrack.config import Config, DataConfig
 from seqtrack.data.open import open_set
-from tests.data.packs import LAYOUTS, assert_same_samples, index_of, local, make_small_shards
+from tests.data.packs import LAYOUTS, assert_same_samples, index_of, local
 from tests.training.runs import load_job
 
 job, any_set = load_job("pack_lasot"), load_job("pack")
 
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_small_shards(monkeypatch)
-
-
-@pytest.fixture
-def tree(lasot_root: Path, tmp_path: Path) -> Path:
-    """A copy of the data set that a test may change."""
-    return shutil.copytree(lasot_root, tmp_path / "tree")
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 @pytest.mark.usefixtures("cluster")

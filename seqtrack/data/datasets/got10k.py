@@ -16,12 +16,11 @@ from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from seqtrack.data.datasets.annotations import FaultyText, decode_text, parse_boxes, parse_flags, parse_numbers
 from seqtrack.data.datasets.cache import kept_index, stamps
-from seqtrack.data.datasets.index import FIRST_FRAME, FrameIndex, default_name, make_index
+from seqtrack.data.datasets.index import FrameIndex, default_name
 from seqtrack.data.datasets.lasot import read_annotation
 from seqtrack.data.datasets.layout import IncompleteSet, explain_place, folders
 from seqtrack.data.datasets.reading import Annotation, has_size, read_annotations
@@ -132,15 +131,8 @@ def choose_sequences(name: str, listed: Sequence[str], there: Collection[str]) -
 
 def _build(root: Root, names: list[str], title: str) -> FrameIndex:
     annotations = read_annotations(partial(_read_sequence, root), names, title)
-    first_frames = pa.array([f"{FOLDER}/{name}/{default_name(0)}" for name in names], pa.string())
-    return make_index(
-        annotations.classes,
-        names,
-        annotations.offsets,
-        annotations.boxes,
-        annotations.visible,
-        **{FIRST_FRAME: first_frames},
-    )
+    first_frames = [f"{FOLDER}/{name}/{default_name(0)}" for name in names]
+    return annotations.to_index(names, first_frames)
 
 
 def _read_sequence(root: Root, name: str) -> Annotation:

@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from seqtrack.data.datasets.index import FIRST_FRAME, FrameIndex, make_index
 from seqtrack.data.storage import READS_AT_ONCE
 
 Item = TypeVar("Item")
@@ -26,13 +28,18 @@ class Annotation(NamedTuple):
 
 
 class Annotations(NamedTuple):
-    """Those of many sequences, one after another."""
+    """The annotations of many sequences, one after another."""
 
     offsets: NDArray[np.int64]
     """(S + 1,) first frame of each sequence."""
     boxes: NDArray[np.float32]
     visible: NDArray[np.uint8]
     classes: list[str]
+
+    def to_index(self, names: Sequence[str], first_frames: Sequence[str]) -> FrameIndex:
+        """The index of sequences of these names, whose frames count up from the paths `first_frames`."""
+        firsts = pa.array(first_frames, pa.string())
+        return make_index(self.classes, names, self.offsets, self.boxes, self.visible, **{FIRST_FRAME: firsts})
 
 
 def has_size(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:

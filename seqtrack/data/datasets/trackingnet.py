@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
-import pyarrow as pa
 from pyarrow import fs
 
 from seqtrack.data.datasets.annotations import parse_boxes
 from seqtrack.data.datasets.cache import kept_index, stamps
-from seqtrack.data.datasets.index import FIRST_FRAME, FrameIndex, make_index
+from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.datasets.lasot import read_annotation
 from seqtrack.data.datasets.layout import IncompleteSet, explain_place, folders, packed_archives
 from seqtrack.data.datasets.reading import Annotation, has_size, read_annotations
@@ -91,14 +90,7 @@ def _build(root: Root, paths: list[str]) -> FrameIndex:
     annotations = read_annotations(partial(_read_sequence, root), paths, SET)
     chunks, names = zip(*((path.partition("/")[0], _name(path)) for path in paths), strict=True)
     firsts = [f"{chunk}/frames/{name}/0.jpg" for chunk, name in zip(chunks, names, strict=True)]
-    return make_index(
-        annotations.classes,
-        names,
-        annotations.offsets,
-        annotations.boxes,
-        annotations.visible,
-        **{FIRST_FRAME: pa.array(firsts, pa.string())},
-    )
+    return annotations.to_index(names, firsts)
 
 
 def _read_sequence(root: Root, path: str) -> Annotation:

@@ -18,12 +18,6 @@ from tests.object_stores import s3_bucket
 ALL = DataConfig(SPLIT="all")
 
 
-@pytest.fixture
-def tree(lasot_root: Path, tmp_path: Path) -> Path:
-    """A copy of the data set that a test may change."""
-    return shutil.copytree(lasot_root, tmp_path / "tree")
-
-
 def rename(folder: Path, name: Callable[[int], str]) -> None:
     """Gives the frames of a sequence other names, by their numbers from 0."""
     before = (folder / "img").rename(folder / "before")
