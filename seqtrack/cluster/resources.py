@@ -72,7 +72,7 @@ def plan_resources(config: Config, cluster: dict[str, float]) -> Resources:
     # However the workers are spread, some node has this much left: a data task cannot be split over nodes.
     left_by_all = cpus - run.WORKERS * cpus_per_worker
     left = left_by_all if left_by_all > 0 else left
-    share = _evaluation_share(config, left, gpus - run.WORKERS * gpus_per_worker, gpus > 0)
+    share = _evaluation_share(config, left, max(gpus - run.WORKERS * gpus_per_worker, 0.0), gpus > 0)
     most_cpus = run.DATA_CPUS
     if share is not None:
         left -= share.cpus
@@ -91,12 +91,14 @@ def _evaluation_share(config: Config, cpus: float, gpus: float, has_gpus: bool) 
     wanted = config.EVAL.RESOURCES
     if wanted is not None:
         share = Share(wanted.get("CPU", min(wanted.get("GPU", 0.0), cpus / 2)), wanted.get("GPU", 0.0))
+        if not any(share):
+            return None
         if share.cpus > cpus - 0.01 or share.gpus > gpus:
             raise ConfigError(
                 f"EVAL.RESOURCES: {share.cpus:g} CPUs and {share.gpus:g} GPUs asked for, and the training leaves "
                 f"{cpus:g} CPUs, some of them for its data, and {gpus:g} GPUs ({{}} evaluates after it)"
             )
-        return share if any(share) else None
+        return share
     if has_gpus:
         return Share(min(gpus // 1, cpus / 2), gpus // 1) if gpus >= 1 else None
     free = cpus - config.RUN.DATA_CPUS if config.RUN.DATA_CPUS is not None else 0.0

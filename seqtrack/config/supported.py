@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from seqtrack.config.config import Config, ConfigError, shown_key
 from seqtrack.config.servers import check_servers
 from seqtrack.config.settings import DataConfig
@@ -39,6 +41,9 @@ def check_supported(config: Config) -> None:
             check_name(config.RUN.NAME)
         except InputError as error:
             raise ConfigError(f"RUN.NAME {error}") from None
+    for name in config.EVAL.BENCHMARKS:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise ConfigError(f"EVAL.BENCHMARKS {shown_key(name)}: a name has letters, digits, and . _ - between them")
     check_servers(config)
 
 

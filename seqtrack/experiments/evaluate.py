@@ -123,8 +123,11 @@ class Folder:
         self.filesystem, self.path = filesystem_at(self.location)
         self._data = data
 
-    def claim(self, trained: TrainedModel, settings: TrackerSettings, plan: Plan) -> None:
-        """Makes the folder this model's. Raises InputError if it has results of other weights or settings."""
+    def claim(self, trained: TrainedModel, settings: TrackerSettings, plan: Plan, anew: bool = False) -> None:
+        """Makes the folder this model's.
+
+        Results of other weights or settings that are there are removed if `anew`; else it raises InputError.
+        """
         ours = {
             "format": FORMAT,
             "weights_sha256": weights_sha256(trained),
@@ -144,6 +147,10 @@ class Folder:
                 raise InputError(f"--out {self.location}: cannot be written ({explain(error)})") from error
             return
         for name in ("format", "weights_sha256", "benchmark", "settings", "precision", "device", "together"):
+            if theirs.get(name) != ours[name] and anew:
+                self.filesystem.delete_dir_contents(self.path)
+                self._write_identity(ours)
+                return
             if theirs.get(name) != ours[name]:
                 what = _difference(theirs.get(name), ours[name])
                 raise InputError(f"{self.location}: has results of another {name.replace('_', ' ')}: {what}; --out "
@@ -198,21 +205,24 @@ def track_benchmark(
     workers: Callable[[], Evaluators],
     watch: Watch,
     integers: bool = False,
+    anew: bool = False,
 ) -> Folder:
     """Tracks the sequences of a benchmark that have no results yet, into `place`/BENCHMARK/TRACKER.
 
     Each is written as soon as it has ended, so that the same call goes on after an interruption. `workers` gives
-    the workers. Raises InputError, EvaluationError.
+    the workers. `anew`: results of other weights or settings that are there are removed. Raises InputError,
+    EvaluationError.
     """
     settings = TrackerSettings.from_config(trained.config, data.benchmark.settings)
     folder = Folder(place, tracker, data)
-    folder.claim(trained, settings, workers().plan)
+    started = workers()
+    folder.claim(trained, settings, started.plan, anew)
     done = folder.done()
     left = [one for one in data.sequences if one.name not in done]
 
     def happenings() -> Iterator[Tracking]:
         frames, began = 0, None
-        for progress in workers().track(trained, settings, data.root, left):
+        for progress in started.track(trained, settings, data.root, left):
             for name, track in progress.finished:
                 folder.write(name, track, integers)
             yield Tracking(progress.frames, dict(progress.finished))

@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_BETWEEN_LINES = 30.0
+LONGEST_PAUSE = 30.0
+"""Seconds between two tries at most, after an error of the run's folder; the pauses double up to this one."""
+MOST_TRIES = 5
+"""How often it is tried in a row after the training has ended."""
 SECONDS_TO_END = 10.0
 """How long an evaluation that is to end may take for it: it looks up about once a second."""
 
@@ -55,6 +59,8 @@ class RunEvaluation:
         self._beside, self._after, self._scored = beside, after, scored
         self._workers: Evaluators | None = None
         self._failed: set[str] = set()
+        self._page_lacks = False
+        """Whether something was measured that the page does not have."""
         self.problem: str | None = None
         """Why the last checkpoint that could not be measured was not."""
         self._trained, self._abandoned = threading.Event(), threading.Event()
@@ -87,24 +93,38 @@ class RunEvaluation:
     def _work(self) -> None:
         if self._beside is not None:
             take_idle_time_only()
-        try:
-            measured = False
-            while not self._abandoned.is_set():
-                trained = self._trained.is_set()
-                names = [name for name in self.due() if name not in self._failed]
-                if names and (trained or self._beside is not None):
-                    self._try(names[0])
-                    measured = True
-                elif trained:
-                    break
-                else:
-                    self._trained.wait(SECONDS_BETWEEN_LOOKS)
-            if measured and not self._abandoned.is_set():
+        tries = 0
+        while not self._abandoned.is_set():
+            try:
+                if self._go_on():
+                    return
+                tries = 0
+            except Exception as error:  # of the disk, of any object store, of a cluster that is gone
+                tries, self.problem = tries + 1, explain(error)
+                if tries == 1:
+                    logger.warning("Evaluation : %s; it is tried again", self.problem)
+                if tries == MOST_TRIES and self._trained.is_set():
+                    self._failed.add("")
+                    return
+                self._abandoned.wait(min(2.0**tries, LONGEST_PAUSE))
+
+    def _go_on(self) -> bool:
+        """Measures the next checkpoint, or waits for it. Returns whether all was measured, and the page written."""
+        trained = self._trained.is_set()
+        if not trained and self._beside is None:
+            self._trained.wait()
+            return False
+        names = [name for name in self.due() if name not in self._failed]
+        if names:
+            self._try(names[0])
+            self._page_lacks = True
+        elif trained:
+            if self._page_lacks or not self._run.has(f"{EVALUATION}/index.html"):
                 self._write_page()
-        except Exception as error:  # of the disk, of any object store, of a cluster that is gone
-            self._failed.add("")
-            self.problem = explain(error)
-            logger.warning("Evaluation : %s", self.problem)
+            return True
+        else:
+            self._trained.wait(SECONDS_BETWEEN_LOOKS)
+        return False
 
     def _try(self, name: str) -> None:
         try:
@@ -126,7 +146,7 @@ class RunEvaluation:
             if (name, series_of(data)) in known:
                 continue
             place = child(self._run.location, EVALUATION)
-            folder = track_benchmark(trained, name, data, place, self._workers_now, self._watch)
+            folder = track_benchmark(trained, name, data, place, self._workers_now, self._watch, anew=True)
             scores = scores_of(score_all(data, {name: folder.location}, None)[0], name, trained.step)
             add_evaluation(self._run, scores)
             main = protocol_named(scores.protocol).measures[0]

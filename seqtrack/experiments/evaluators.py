@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import ray
@@ -56,6 +57,8 @@ class Plan(NamedTuple):
     """CPUs of the cluster that each worker takes."""
     threads: int = 2
     """Frames that each worker decodes at the same time, ahead of its model."""
+    gpus: float = 0.0
+    """GPUs of the cluster that each worker takes; below 1 for a part of one."""
     yields: bool = False
     """Whether other processes of the machine go first, such as a training's."""
 
@@ -80,16 +83,19 @@ def plan_workers(
     number = workers or max(1, int(there["GPU" if device == "cuda" else "CPU"]))
     cpus = min(1.0, int(there["CPU"] / number * 1000) / 1000)
     threads = _threads(there["CPU"] / number)
-    return Plan(number, batch or (1 if device == "cpu" else SLOTS), device, precision, cpus, threads)
+    return Plan(
+        number, batch or (1 if device == "cpu" else SLOTS), device, precision, cpus, threads, float(device == "cuda")
+    )
 
 
 def plan_within(share: Share, yields: bool) -> Plan:
     """Workers that take a share of the cluster: one for each GPU, or for each CPU."""
-    device: Literal["cpu", "cuda"] = "cuda" if share.gpus >= 1 else "cpu"
+    device: Literal["cpu", "cuda"] = "cuda" if share.gpus > 0 else "cpu"
     number = max(1, int(share.gpus if device == "cuda" else share.cpus))
+    gpus = min(1.0, share.gpus / number)
     cpus = min(1.0, int(share.cpus / number * 1000) / 1000)
     threads = _threads(share.cpus / number)
-    return Plan(number, 1 if device == "cpu" else SLOTS, device, "fp32", cpus, threads, yields)
+    return Plan(number, 1 if device == "cpu" else SLOTS, device, "fp32", cpus, threads, gpus, yields)
 
 
 def _threads(cpus: float) -> int:
@@ -104,7 +110,8 @@ def take_idle_time_only() -> None:
     were idle, while beside a thread of low priority (`nice`) it may wait.
     """
     if sys.platform == "linux":
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        with suppress(OSError):  # some sandboxes refuse it
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 class Progress(NamedTuple):
@@ -154,7 +161,7 @@ class Evaluators:
         self.plan = plan
         # Not in the placement group of a sweep's trial, which has room for nothing else.
         self._actor_type = ray.remote(kind).options(
-            num_cpus=plan.cpus, num_gpus=float(plan.device == "cuda"), scheduling_strategy="DEFAULT"
+            num_cpus=plan.cpus, num_gpus=plan.gpus, scheduling_strategy="DEFAULT"
         )
         self._workers = [self._actor_type.remote(plan) for _ in range(plan.workers)]
         self._losses: Counter[str] = Counter()

@@ -53,7 +53,12 @@ class PreparedRun:
     allow_changed: frozenset[str]
     """Settings, packages or `dataset` that may differ from the checkpoint's."""
     benchmarks: tuple[BenchmarkData, ...]
-    """Where its checkpoints are measured: what EVAL.BENCHMARKS names."""
+    """What EVAL.BENCHMARKS names: where its checkpoints are measured."""
+
+    @property
+    def step(self) -> int:
+        """Steps that earlier starts of the run have trained."""
+        return int(self.start.meta["step"]) if self.start is not None and self.continued else 0
 
 
 def prepare(
@@ -61,17 +66,19 @@ def prepare(
     resume_from: OpenedCheckpoint | str | None = None,
     allow_changed: Collection[str] = (),
     data: Data | None = None,
+    benchmarks: tuple[BenchmarkData, ...] | None = None,
 ) -> PreparedRun:
     """Opens and checks all that a training needs. A run that has checkpoints is continued from the newest.
 
     `resume_from`: where a run without checkpoints starts. If it is a location (as `open_start` takes it), it is opened
     only for such a run: when the run is continued later, it may be gone. `allow_changed`: settings, packages or
     `dataset` that may differ from the checkpoint's. `data`: given if `config` is settled and its data are open, as for
-    the second phase of an experiment or the trials of a sweep. Raises InputError.
+    the second phase of an experiment or the trials of a sweep; `benchmarks`: given if they are open. Raises InputError.
     """
     if data is None:
         config, data = open_experiment(config)
-    run, benchmarks = open_run(config, allow_changed), open_for_run(config)
+    run = open_run(config, allow_changed)
+    benchmarks = open_for_run(config) if benchmarks is None else benchmarks
     own = newest_checkpoint(run)
     if own is not None:
         start: OpenedCheckpoint | None = open_checkpoint(own)

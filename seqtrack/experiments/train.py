@@ -23,6 +23,7 @@ from seqtrack.integrations.mlflow import MirrorThread
 from seqtrack.integrations.mlflow_store import check_store, tracking_uri
 from seqtrack.locations import child
 from seqtrack.runs.checkpoint import OpenedCheckpoint
+from seqtrack.runs.evaluations import forget_later
 from seqtrack.runs.folder import write_settings
 from seqtrack.runs.log import LogFollower
 from seqtrack.training.loop import Ended
@@ -121,6 +122,7 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
 
 def measure_beside(prepared: PreparedRun, resources: Resources) -> RunEvaluation:
     """Measures a run's checkpoints on what its training leaves of the cluster; after it, on all of the cluster."""
+    forget_later(prepared.run, prepared.step)
     share = resources.evaluation
     beside = plan_within(share, yields=True) if share is not None else None
     return RunEvaluation(

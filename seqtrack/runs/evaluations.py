@@ -68,16 +68,29 @@ def add_evaluation(run: RunFolder, scores: CheckpointScores) -> None:
     run.write(EVALUATIONS_FILE, "".join(f"{one.to_json()}\n" for one in [*kept, scores]))
 
 
-def auc_by_checkpoint(evaluations: Sequence[CheckpointScores], benchmark: str | None = None) -> dict[str, float]:
-    """Name of a checkpoint -> AUC in percent on a benchmark, all of one series: the one of most checkpoints.
+def forget_later(run: RunFolder, step: int) -> None:
+    """Removes the lines of checkpoints after a step, which a run that goes on from there writes anew.
 
-    `benchmark`: None for the one that was measured first.
+    Raises RunFileError, OSError.
     """
-    series: dict[str, dict[str, float]] = {}
+    known = read_evaluations(run)
+    kept = [one for one in known if one.step <= step]
+    if len(kept) < len(known):
+        run.write(EVALUATIONS_FILE, "".join(f"{one.to_json()}\n" for one in kept))
+
+
+def auc_by_checkpoint(evaluations: Sequence[CheckpointScores], benchmark: str | None = None) -> dict[str, float]:
+    """Name of a checkpoint -> AUC in percent on a benchmark, all of one series.
+
+    That is the series of the newest checkpoint, of several the longest. `benchmark`: None for the one that was measured
+    first.
+    """
+    series: dict[str, list[CheckpointScores]] = {}
     for one in evaluations:
         if one.benchmark == (benchmark or evaluations[0].benchmark) and "auc" in one.measures:
-            series.setdefault(one.series, {})[one.checkpoint] = one.measures["auc"]
-    return max(series.values(), key=len, default={})
+            series.setdefault(one.series, []).append(one)
+    chosen = max(series.values(), key=lambda found: (found[-1].step, len(found)), default=[])
+    return {one.checkpoint: one.measures["auc"] for one in chosen}
 
 
 def _parse(line: str, where: str) -> CheckpointScores:

@@ -78,7 +78,7 @@ def plan_trials(config: Config, sweep: Sweep, cluster: dict[str, float]) -> Plan
     training = config.RUN.WORKERS * (config.RUN.CPUS_PER_WORKER or 0.5)
     measuring = config.EVAL.RESOURCES or {}
     data = min(training, 1.0)  # as much again for data tasks, or one CPU
-    by_cpu = cluster["CPU"] // (training + data + measuring.get("CPU", 0.0))
+    by_cpu = cluster["CPU"] // (training + data + measuring.get("CPU", measuring.get("GPU", 0.0)))
     gpus = config.RUN.WORKERS * alone.gpus_per_worker + measuring.get("GPU", 0.0)
     held = max(1, int(min(by_cpu, cluster["GPU"] / gpus if gpus else math.inf)))
     concurrency = min(held, sweep.concurrency or held)

@@ -15,7 +15,7 @@ from seqtrack.config import ConfigError
 from seqtrack.model.weights import META_FILE
 from seqtrack.runs.checkpoint import checkpoint_name, whole_checkpoints
 from seqtrack.runs.evaluations import auc_by_checkpoint, read_evaluations
-from seqtrack.runs.folder import RunFileError, RunFolder
+from seqtrack.runs.folder import RunFileError, RunFolder, read_settings
 from seqtrack.sweeps.settings import Params, Sweep, parse_sweep
 
 SWEEP_FILE = "sweep.json"
@@ -101,7 +101,9 @@ def read_trial(trial: RunFolder, note: TrialNote) -> Trial:
     history = meta.get("history") if meta else []
     if not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
         raise RunFileError(f"{trial.file(names[-1])}/{META_FILE}: has no list of epochs under history")
-    auc = auc_by_checkpoint(read_evaluations(trial))
+    evaluations = read_evaluations(trial)
+    config = read_settings(trial) if evaluations else None
+    auc = auc_by_checkpoint(evaluations, next(iter(config.EVAL.BENCHMARKS), None) if config is not None else None)
     for epoch in history:
         if (name := checkpoint_name(int(epoch["epoch"]), 0)) in auc:
             epoch["auc"] = auc[name]

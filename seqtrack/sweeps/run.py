@@ -19,6 +19,7 @@ from seqtrack.cluster.stop import StopOnSignal
 from seqtrack.config import Config
 from seqtrack.environment import command
 from seqtrack.errors import Stopped
+from seqtrack.experiments.benchmarks import open_for_run
 from seqtrack.experiments.prepare import open_experiment
 from seqtrack.integrations.mlflow_store import close_parent_run, open_parent_run, with_one_store
 from seqtrack.locations import child
@@ -48,6 +49,7 @@ def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) 
     stop; the same call goes on.
     """
     config, data = open_experiment(config)
+    benchmarks = open_for_run(config)
     folder = open_run(config)
     check_same_sweep(sweep, folder)
     earlier = read_trials(folder)
@@ -61,7 +63,7 @@ def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) 
     running: set[str] = set()
     # Only now, since Ray handles SIGTERM itself when it joins.
     with StopOnSignal(signal.SIGTERM, then=lambda: interrupt_when_ended(running)) as stop:
-        setting = TrialSetting(config, sweep, folder, ray.put(data.mixture), plan.resources, stop.request)
+        setting = TrialSetting(config, sweep, folder, ray.put(data.mixture), benchmarks, plan.resources, stop.request)
         try:
             for line in announce(setting, plan, work.trials, earlier):
                 say(line)

@@ -14,11 +14,12 @@ from seqtrack.config import Config
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.open import Data
 from seqtrack.errors import InputError
+from seqtrack.evaluation.benchmarks import BenchmarkData
 from seqtrack.experiments.evaluate_run import RunEvaluation
 from seqtrack.experiments.evaluators import plan_within
 from seqtrack.experiments.prepare import PreparedRun, log_start, prepare
 from seqtrack.integrations.mirror_state import SECONDS_TO_OPEN, MirrorState
-from seqtrack.runs.evaluations import CheckpointScores
+from seqtrack.runs.evaluations import CheckpointScores, forget_later
 from seqtrack.runs.folder import RunFolder, write_settings
 from seqtrack.sweeps.epoch_reports import EpochReports
 from seqtrack.sweeps.results import TRIALS, Trial, TrialNote, read_note, read_trial, write_note
@@ -42,6 +43,8 @@ class TrialSetting:
     """The sweep's."""
     mixture_ref: ray.ObjectRef[Mixture]
     """The training sets, whose indexes the sweep reads once for all trials."""
+    benchmarks: tuple[BenchmarkData, ...]
+    """Where checkpoints of all trials are measured."""
     resources: Resources
     stop: ray.actor.ActorHandle
     """The StopRequest of all trials."""
@@ -100,7 +103,7 @@ def await_mlflow_run(trial: RunFolder, patience: float = SECONDS_TO_OPEN) -> str
 
 
 def _train(config: Config, setting: TrialSetting) -> Ended:
-    prepared = prepare(config, data=Data(ray.get(setting.mixture_ref)))
+    prepared = prepare(config, data=Data(ray.get(setting.mixture_ref)), benchmarks=setting.benchmarks)
     write_settings(config, prepared.run)
     # The trial ends itself at the sweep's last epoch. Ray Tune would kill it, and not always clean up what it killed.
     prepared = replace(prepared, config=config.with_settings({"TRAIN.EPOCH": setting.sweep.epochs(config)}))
@@ -124,7 +127,8 @@ def _train(config: Config, setting: TrialSetting) -> Ended:
         ended: Ended = build_trainer(job, setting.resources, [] if by_auc else [EpochReports()]).fit().return_value
         if evaluation is not None and ended.error is None and not ended.stopped:
             measured = evaluation.finish(lambda: ray.get(setting.stop.is_requested.remote()))
-            if by_auc and not measured and evaluation.problem:
+            known = is_complete(read_trial(prepared.run, TrialNote({})), config, setting.sweep)
+            if by_auc and not measured and not known and evaluation.problem:
                 raise TrialFailed(f"its AUC is not known: {evaluation.problem}")
         return ended
     finally:
@@ -137,6 +141,7 @@ def _measure_beside(prepared: PreparedRun, setting: TrialSetting, report: bool) 
 
     `report`: whether Ray Tune is told of the epochs that are measured, with their AUC.
     """
+    forget_later(prepared.run, prepared.step)
     resources, workers, run = setting.resources, prepared.config.RUN.WORKERS, prepared.run
     share = resources.evaluation
     own = Share(workers * resources.cpus_per_worker, workers * resources.gpus_per_worker)

@@ -75,7 +75,7 @@ def make_search(
     seed = sweep.search.seed + len(earlier)
     search = OptunaSearch(make_space(sweep), sweep.metric, sweep.direction, unfinished or None, seed=seed)
     for trial in earlier:
-        if trial.ended and trial.history:
+        if trial.ended and trial.history and sweep.metric in trial.history[-1]:
             search.add_evaluated_point(trial.params, trial.history[-1][sweep.metric])
     return search
 

@@ -75,3 +75,17 @@ def test_a_share_that_leaves_nothing_for_data_is_refused() -> None:
     config = Config().with_settings({"EVAL.BENCHMARKS": {"lasot": "/x"}, "EVAL.RESOURCES": {"CPU": 7.0}})
     with pytest.raises(ConfigError, match="7 CPUs and 0 GPUs asked for, and the training leaves 7 CPUs"):
         plan_resources(config, {"CPU": 8, "GPU": 0, "nodes": 1})
+
+
+@pytest.mark.parametrize("asked", [{}, None, {"CPU": 2.0}])
+def test_an_elastic_run_that_begins_small_may_be_measured(asked: dict[str, float] | None) -> None:
+    """Training may grow to more GPUs than there are; then none is left."""
+    settings = {
+        "TRAIN.BATCH_SIZE": 12,
+        "RUN.WORKERS": 4,
+        "RUN.MIN_WORKERS": 1,
+        "EVAL.BENCHMARKS": {"lasot": "/x"},
+        "EVAL.RESOURCES": asked,
+    }
+    resources = plan_resources(Config().with_settings(settings), {"CPU": 16, "GPU": 2, "nodes": 1})
+    assert resources.evaluation == (Share(2, 0) if asked else None)

@@ -96,3 +96,12 @@ def test_a_set_is_at_its_own_root_or_else_at_that_of_its_family() -> None:
     assert data.place_of("GOT10K_vottrain") == ("DATA.ROOTS.GOT10K", "/all")
     assert data.place_of("LASOT") == ("DATA.ROOT", "/l")
     assert data.place_of("COCO17") == ("DATA.ROOTS.COCO17", None)
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "x&y", ".", ""])
+def test_a_benchmark_has_a_name_that_a_folder_and_a_metric_can_have(name: str) -> None:
+    settings = {"DATA.ROOT": "/data/lasot", "EVAL.BENCHMARKS": {name: "/data/x"}}
+    lasot = {"DATA.TRAIN.DATASETS_NAME": ["LASOT"], "DATA.TRAIN.DATASETS_RATIO": [1]}
+    config = Config().with_settings(settings | lasot)
+    with pytest.raises(ConfigError, match=r"EVAL\.BENCHMARKS .*: a name has letters, digits"):
+        check_supported(config)

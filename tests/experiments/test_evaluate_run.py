@@ -11,11 +11,15 @@ import pytest
 
 from seqtrack.config import Config, ConfigError, parse_config
 from seqtrack.errors import InputError
+from seqtrack.experiments import evaluate_run
 from seqtrack.experiments.benchmarks import open_for_run
+from seqtrack.experiments.evaluate import Folder
 from seqtrack.experiments.evaluate_run import RunEvaluation, due_checkpoints
 from seqtrack.experiments.evaluators import Plan
 from seqtrack.runs.evaluations import CheckpointScores, add_evaluation, read_evaluations
 from seqtrack.runs.folder import RunFolder
+from seqtrack.tracker import TrackerSettings
+from seqtrack.tracker.load import load_trained
 from tests.folders import run_at
 from tests.settings import make_tiny_settings
 from tests.training.loops import trained_run
@@ -131,3 +135,49 @@ def test_an_evaluation_that_is_stopped_goes_on_later(cluster: None, run: RunFold
     assert again.finish()
     again.close()
     assert [one.checkpoint for one in read_evaluations(run)] == NAMES
+
+
+def test_a_folder_that_does_not_answer_is_looked_at_again(
+    run: RunFolder, lasot_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = config(lasot_root)
+    for number, name in enumerate(NAMES, start=1):
+        add_evaluation(run, CheckpointScores(name, 6 * number, "mine", "pytracking", 2, 4, {"auc": 1.0}))
+    evaluation, answers = RunEvaluation(settings, run, open_for_run(settings), None, lambda: ONE), [OSError("503")]
+    due = evaluation.due
+
+    def look() -> list[str]:
+        if answers:
+            raise answers.pop()
+        return due()
+
+    monkeypatch.setattr(evaluation, "due", look)
+    evaluation.start()
+    assert evaluation.finish()
+    assert caplog.text.count("503; it is tried again") == 1
+
+
+def test_a_folder_that_never_answers_ends_the_evaluation_and_is_named(
+    run: RunFolder, lasot_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(lasot_root)
+    evaluation = RunEvaluation(settings, run, open_for_run(settings), None, lambda: ONE)
+    monkeypatch.setattr(evaluate_run, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(evaluate_run, "due_checkpoints", lambda *_: 1 / 0)
+    evaluation.start()
+    assert not evaluation.finish()
+    assert evaluation.problem is not None and "division by zero" in evaluation.problem
+
+
+def test_results_of_other_weights_are_made_anew_in_a_runs_own_folder(run: RunFolder, lasot_root: Path) -> None:
+    (data,) = open_for_run(config(lasot_root))
+    first, second = (load_trained(f"{run.path}/{name}") for name in NAMES)
+    folder = Folder(f"{run.path}/evaluation", "mine", data)
+    settings = TrackerSettings.from_config(first.config)
+    folder.claim(first, settings, ONE)
+    (Path(folder.path) / "coin-1.txt").write_text("1 2 3 4\n")
+    with pytest.raises(InputError, match="has results of another weights"):
+        folder.claim(second, settings, ONE)
+    assert folder.done() == {"coin-1"}
+    folder.claim(second, settings, ONE, anew=True)
+    assert folder.done() == frozenset()

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from seqtrack.runs.evaluations import CheckpointScores, add_evaluation, auc_by_checkpoint, read_evaluations
+from seqtrack.runs.evaluations import (
+    CheckpointScores,
+    add_evaluation,
+    auc_by_checkpoint,
+    forget_later,
+    read_evaluations,
+)
 from seqtrack.runs.folder import RunFileError
 from tests.folders import run_at
 
@@ -39,7 +45,7 @@ def test_a_part_of_a_benchmark_is_a_series_of_its_own(tmp_path: Path) -> None:
 
 
 def test_checkpoints_are_compared_within_one_series() -> None:
-    part = replace(SECOND, sequences=20, measures={"auc": 90.0})
+    part = replace(FIRST, sequences=20, measures={"auc": 90.0})
     other = replace(SECOND, benchmark="tnl2k", measures={"auc": 99.0})
     assert auc_by_checkpoint([FIRST, SECOND, part, other]) == {
         "checkpoint_epoch_0001": 10.5,
@@ -47,6 +53,21 @@ def test_checkpoints_are_compared_within_one_series() -> None:
     }
     assert auc_by_checkpoint([FIRST, other], "tnl2k") == {"checkpoint_epoch_0002": 99.0}
     assert auc_by_checkpoint([]) == {}
+
+
+def test_the_series_that_goes_on_is_compared() -> None:
+    """EVAL.SEQUENCES was changed after the first two epochs."""
+    later = replace(SECOND, checkpoint="checkpoint_epoch_0003", step=18, sequences=20, measures={"auc": 5.0})
+    assert auc_by_checkpoint([FIRST, SECOND, later]) == {"checkpoint_epoch_0003": 5.0}
+
+
+def test_a_run_that_goes_on_from_an_earlier_step_forgets_what_came_after(tmp_path: Path) -> None:
+    for one in (FIRST, SECOND):
+        add_evaluation(run_at(tmp_path), one)
+    forget_later(run_at(tmp_path), 12)
+    assert read_evaluations(run_at(tmp_path)) == [FIRST, SECOND]
+    forget_later(run_at(tmp_path), 11)
+    assert read_evaluations(run_at(tmp_path)) == [FIRST]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -72,7 +73,8 @@ def kept_index(
             return index
         for old in folder.glob(f"{name}-{place}-*.arrow"):
             if old != path:
-                old.unlink(missing_ok=True)
+                with suppress(OSError):  # another user's, in a folder that is shared
+                    old.unlink(missing_ok=True)
     return index
 
 
