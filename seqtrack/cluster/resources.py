@@ -11,6 +11,9 @@ import ray
 from seqtrack.config import Config, ConfigError
 from seqtrack.data.batches import Placement
 
+SHARE_OF_STORE = 0.25
+"""Part of the object store that the blocks of unfinished data tasks may take. Ray Data stops tasks at about half."""
+
 
 class Share(NamedTuple):
     """What the evaluation of a run's checkpoints takes from the cluster."""
@@ -39,12 +42,13 @@ def usable_cpus() -> float:
 
 
 def cluster_resources() -> dict[str, float]:
-    """`CPU` and `GPU` of the cluster, at its largest if it can grow, and `nodes`, the number of nodes with CPUs."""
+    """`CPU` and `GPU` of the cluster, at its largest if it can grow; `nodes`, how many nodes there are with CPUs; and
+    `store`, the bytes of all their object stores."""
     present = ray.cluster_resources()
     largest = ray._private.state.state.get_max_resources_from_cluster_config() or {}
     nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
     most = {name: max(present.get(name, 0.0), largest.get(name, 0.0)) for name in ("CPU", "GPU")}
-    return most | {"nodes": float(max(nodes, 1))}
+    return most | {"nodes": float(max(nodes, 1)), "store": present.get("object_store_memory", 0.0)}
 
 
 def plan_resources(config: Config, cluster: dict[str, float]) -> Resources:
@@ -78,7 +82,11 @@ def plan_resources(config: Config, cluster: dict[str, float]) -> Resources:
         left -= share.cpus
         most_cpus = min(most_cpus or left, left)
     cpus_per_task = min(1.0, int(left / cluster["nodes"] * 1000) / 1000)
-    return Resources(cpus_per_worker, gpus_per_worker, Placement(cpus_per_task, most_cpus, run.DATA_LABELS), share)
+    at_once = max(int(min(left, most_cpus or left) / cpus_per_task), 1)
+    placement = Placement(
+        cpus_per_task, most_cpus, run.DATA_LABELS, at_once, int(cluster.get("store", 0) * SHARE_OF_STORE)
+    )
+    return Resources(cpus_per_worker, gpus_per_worker, placement, share)
 
 
 def _evaluation_share(config: Config, cpus: float, gpus: float, has_gpus: bool) -> Share | None:

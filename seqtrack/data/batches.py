@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seqtrack.config import Config, DataConfig
+from seqtrack.config import Config
 from seqtrack.data.storage import DataError, StoreError
 from seqtrack.data.triplets import TripletSource
 
@@ -19,7 +18,9 @@ BLOCK_SAMPLES = 64
 FEW_WORKERS = 8
 """With more workers, blocks grow in proportion: one coordinator deals out all blocks, about 100 a second."""
 BLOCK_BYTES = 96 * 2**20
-"""Largest block. Ray Data splits blocks of 128 MiB in two, which would upset the order."""
+"""Largest block."""
+TASK_BLOCKS = 16
+"""Most blocks that a task makes. Ray Data looks every tenth of a second which tasks are done, and their CPUs wait."""
 
 
 class StreamError(RuntimeError):
@@ -27,7 +28,7 @@ class StreamError(RuntimeError):
 
 
 class HostBatch(NamedTuple):
-    """One worker's share of one step, in host memory. B = BATCH_SIZE / world size."""
+    """One worker's share of one step, in host memory. B = BATCH_SIZE / world size. Its arrays may be read-only."""
 
     step: int
     numbers: NDArray[np.int64]
@@ -51,11 +52,13 @@ class HostBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """How steps are grouped into blocks. Pure arithmetic, the same on every rank."""
+    """How steps are grouped into blocks, and blocks into tasks. Pure arithmetic, the same on every rank."""
 
     batch_size: int
     world_size: int
     steps_per_block: int
+    sample_bytes: int = 0
+    """Size of a sample's crops."""
 
     @classmethod
     def from_config(cls, config: Config, world_size: int) -> StreamPlan:
@@ -64,7 +67,7 @@ class StreamPlan:
         sample_bytes = 3 * (search.SIZE**2 + template.NUMBER * template.SIZE**2)
         samples = BLOCK_SAMPLES * max(world_size // FEW_WORKERS, 1)
         steps = min(samples // share, BLOCK_BYTES // (share * sample_bytes))
-        return cls(config.TRAIN.BATCH_SIZE, world_size, max(steps, 1))
+        return cls(config.TRAIN.BATCH_SIZE, world_size, max(steps, 1), sample_bytes)
 
     def sample_numbers(self, step: int, rank: int) -> NDArray[np.int64]:
         """(B,) numbers of a worker's samples in a step. Those of all ranks, in order, are the global batch."""
@@ -81,6 +84,23 @@ class StreamPlan:
         first = start + group * self.steps_per_block
         return range(first, min(first + self.steps_per_block, stop)), rank
 
+    def tasks(self, start: int, stop: int, placement: Placement) -> list[range]:
+        """The blocks of steps start … stop - 1, as runs of blocks that a task makes one after another.
+
+        Blocks are delivered in order, so what later tasks make waits until the earlier ones are done. The first tasks
+        are therefore short, and the first batches come early. So are the last ones, which end at about the same time.
+        """
+        block_bytes = self.steps_per_block * self.batch_size // self.world_size * self.sample_bytes
+        fitting = placement.store_bytes // (placement.at_once * block_bytes) if block_bytes else TASK_BLOCKS
+        blocks = range(self.num_blocks(start, stop))
+        tasks: list[range] = []
+        while blocks:
+            rising, falling = 2 ** (len(tasks) // placement.at_once), len(blocks) // (2 * placement.at_once)
+            count = max(min(TASK_BLOCKS, fitting, rising, falling), 1)
+            tasks.append(blocks[:count])
+            blocks = blocks[count:]
+        return tasks
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -91,49 +111,84 @@ class Placement:
     """Most CPUs for all tasks together. None: all that are free."""
     labels: Mapping[str, str]
     """Ray labels of the nodes that are used first."""
+    at_once: int = 1
+    """How many tasks run at the same time, if the cluster is not busy otherwise."""
+    store_bytes: int = 2**30
+    """How much of Ray's object store the blocks of all tasks that run may take."""
 
 
-def make_batches(triplets: TripletSource, plan: StreamPlan, steps: Iterable[int], rank: int) -> list[HostBatch]:
-    """This rank's batches of some steps. Raises StoreError; other faults of the data are put into the batches."""
-    numbers_of = {step: plan.sample_numbers(step, rank) for step in steps}
+class Block(NamedTuple):
+    """S consecutive steps of one worker, whose samples share one array of each kind. Fields are those of HostBatch."""
+
+    step: NDArray[np.int64]
+    """(S,)."""
+    numbers: NDArray[np.int64]
+    """(S, B)."""
+    template: NDArray[np.uint8]
+    """(S, B, T, h, w, 3)."""
+    search: NDArray[np.uint8]
+    """(S, B, H, W, 3)."""
+    boxes_xywh: NDArray[np.float32]
+    """(S, B, 4)."""
+    brightness: NDArray[np.float32]
+    """(S, B, T + 1)."""
+    sets: NDArray[np.int64]
+    """(S, B)."""
+    problems: tuple[tuple[str, ...], ...]
+    """Those of each step."""
+    fault: str
+
+    def batches(self) -> Iterator[HostBatch]:
+        """The steps one by one. Their arrays are views."""
+        for row, step in enumerate(self.step.tolist()):
+            yield HostBatch(
+                step,
+                self.numbers[row],
+                self.template[row],
+                self.search[row],
+                self.boxes_xywh[row],
+                self.brightness[row],
+                self.sets[row],
+                self.problems[row],
+                self.fault,
+            )
+
+
+def make_block(triplets: TripletSource, plan: StreamPlan, steps: Sequence[int], rank: int) -> Block:
+    """This rank's samples of some consecutive steps. Raises StoreError; another fault of the data is the block's."""
+    numbers = np.array([plan.sample_numbers(step, rank) for step in steps])
+    settings, shape = triplets.settings, numbers.shape
+    template, search = settings.TEMPLATE, settings.SEARCH
+    block = Block(
+        np.array(steps),
+        numbers,
+        np.zeros((*shape, template.NUMBER, template.SIZE, template.SIZE, 3), np.uint8),
+        np.zeros((*shape, search.SIZE, search.SIZE, 3), np.uint8),
+        np.zeros((*shape, 4), np.float32),
+        np.zeros((*shape, template.NUMBER + 1), np.float32),
+        np.zeros(shape, np.int64),
+        (),
+        "",
+    )
+    problems: list[list[str]] = [[] for _ in steps]
     try:
-        finished = iter(triplets.samples(np.concatenate(list(numbers_of.values())).tolist()))
+        for place, (sample, met) in zip(np.ndindex(shape), triplets.samples(numbers.ravel().tolist()), strict=True):
+            block.template[place] = sample.template
+            block.search[place] = sample.search
+            block.boxes_xywh[place] = sample.box_xywh
+            block.brightness[place] = sample.brightness
+            block.sets[place] = sample.set_number
+            problems[place[0]] += met
     except StoreError:
         raise
     except DataError as error:
-        return [_without_samples(triplets.settings, step, numbers, str(error)) for step, numbers in numbers_of.items()]
-    batches = []
-    for step, numbers in numbers_of.items():
-        made = list(itertools.islice(finished, len(numbers)))
-        samples = [sample for sample, _ in made]
-        batches.append(
-            HostBatch(
-                step,
-                numbers,
-                np.stack([sample.template for sample in samples]),
-                np.stack([sample.search for sample in samples]),
-                np.stack([sample.box_xywh for sample in samples]),
-                np.stack([sample.brightness for sample in samples]),
-                np.array([sample.set_number for sample in samples], np.int64),
-                tuple(problem for _, problems in made for problem in problems),
-            )
-        )
-    return batches
+        return block._replace(problems=((),) * len(steps), fault=str(error))
+    return block._replace(problems=tuple(map(tuple, problems)))
 
 
-def _without_samples(settings: DataConfig, step: int, numbers: NDArray[np.int64], fault: str) -> HostBatch:
-    count, templates = len(numbers), settings.TEMPLATE.NUMBER
-    return HostBatch(
-        step,
-        numbers,
-        np.zeros((count, templates, settings.TEMPLATE.SIZE, settings.TEMPLATE.SIZE, 3), np.uint8),
-        np.zeros((count, settings.SEARCH.SIZE, settings.SEARCH.SIZE, 3), np.uint8),
-        np.zeros((count, 4), np.float32),
-        np.zeros((count, templates + 1), np.float32),
-        np.zeros(count, np.int64),
-        (),
-        fault,
-    )
+def make_batches(triplets: TripletSource, plan: StreamPlan, steps: Sequence[int], rank: int) -> Iterator[HostBatch]:
+    """This rank's batches of some consecutive steps, as `make_block` makes them."""
+    return make_block(triplets, plan, steps, rank).batches()
 
 
 def check_batch(batch: HostBatch, plan: StreamPlan, rank: int, step: int) -> None:

@@ -1,18 +1,20 @@
 """The Ray Data pipeline: step numbers in, batches out, in order, on every worker.
 
-Each row of a dataset is one step of one worker. A block holds a few consecutive steps and is made by one task. Blocks
-alternate between workers, and `streaming_split` deals them out in that order. The stream has no state: it can start at
-any step. Every batch carries the numbers of its step and samples, so that the loop can refuse any other.
+A block holds a few consecutive steps of one worker. Blocks alternate between workers, and `streaming_split` deals them
+out in that order. A task makes several blocks, one after another, and each is on its way as soon as it is made. The
+stream has no state: it can start at any step. Every batch carries the numbers of its step and samples, so that the loop
+can refuse any other.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,15 +22,18 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 from ray.data import DataIterator, Datasource, ExecutionResources, ReadTask
-from ray.data.block import Block, BlockAccessor, BlockMetadata
+from ray.data.block import Block as DataBlock
+from ray.data.block import BlockAccessor, BlockMetadata
 from ray.train.collective import broadcast_from_rank_zero
 
-from seqtrack.data.batches import HostBatch, Placement, StreamPlan, make_batches
+from seqtrack.data.batches import Block, HostBatch, Placement, StreamPlan, make_block
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.triplets import TripletSource
 
-LOOKAHEAD_BLOCKS = 16
-"""The next epoch's stream takes seconds to start, so it is opened this many blocks before the epoch ends."""
+STREAM_BLOCKS = 1024
+"""Blocks of each worker in a stream. Planning one costs more the longer it is, and a run has many streams."""
+LOOKAHEAD_BLOCKS = 64
+"""The next stream takes seconds to start, so it is opened this many blocks before the last one ends."""
 
 
 @dataclass(frozen=True)
@@ -71,29 +76,28 @@ class _ShardExchange:
 
 
 def stream_batches(
-    source: StreamSource, plan: StreamPlan, rank: int, start: int, stop: int, steps_per_epoch: int
+    source: StreamSource, plan: StreamPlan, rank: int, start: int, stop: int, most_steps: int | None = None
 ) -> Generator[HostBatch, None, None]:
     """This worker's batches of steps start … stop - 1. Every rank must iterate in step with the others.
 
-    Each epoch is a separate stream, because planning one costs more the longer it is. The next one is opened before the
-    current one ends.
+    They come from one stream after another, of `most_steps` steps each. The next one is opened before the last ends.
     """
+    most_steps = most_steps or STREAM_BLOCKS * plan.steps_per_block
     exchange = _open_exchange(rank) if plan.world_size > 1 else None
     with ThreadPoolExecutor(1, thread_name_prefix="open-stream") as opener:
 
-        def open_epoch(first: int) -> tuple[int, Future[Iterator[HostBatch]]]:
-            last = min((first // steps_per_epoch + 1) * steps_per_epoch, stop)
+        def open_stream(first: int) -> tuple[int, Future[Iterator[HostBatch]]]:
+            last = min(first + most_steps, stop)
             shard = _open_shard(source, plan, rank, first, last, exchange)
             return last, opener.submit(_start, shard)
 
-        opened = open_epoch(start) if start < stop else None
+        opened = open_stream(start) if start < stop else None
         while opened is not None:
-            epoch_stop, batches = opened
+            ends, batches = opened
             opened = None
             for batch in batches.result():
-                left = epoch_stop - batch.step
-                if opened is None and epoch_stop < stop and left <= LOOKAHEAD_BLOCKS * plan.steps_per_block:
-                    opened = open_epoch(epoch_stop)
+                if opened is None and ends < stop and ends - batch.step <= LOOKAHEAD_BLOCKS * plan.steps_per_block:
+                    opened = open_stream(ends)
                 yield batch
 
 
@@ -119,13 +123,16 @@ def _open_shard(
         steps = StepsDatasource(source, plan, start, stop)
         dataset = ray.data.read_datasource(
             steps,
-            override_num_blocks=steps.num_blocks,
+            override_num_blocks=len(steps.tasks),
             num_cpus=placement.cpus_per_task,
             label_selector=dict(placement.labels),
             fallback_strategy=[{"label_selector": {}}],  # any node, if none with these labels has room
         )
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
+        dataset.context.target_max_block_size = (
+            1  # a block, which is one row, is neither joined to the next nor divided
+        )
         if placement.most_cpus is not None:
             dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=placement.most_cpus)
         shards = dataset.streaming_split(plan.world_size, equal=False)
@@ -142,45 +149,52 @@ def _start(shard: DataIterator) -> Iterator[HostBatch]:
     first = next(blocks)
 
     def batches() -> Iterator[HostBatch]:
-        yield from _split_block(first)
+        yield from _from_row(first).batches()
         for block in blocks:
-            yield from _split_block(block)
+            yield from _from_row(block).batches()
 
     return batches()
 
 
 class StepsDatasource(Datasource):
-    """The steps start … stop - 1 as a Ray Data source, with one independent task per block."""
+    """The steps start … stop - 1 as a Ray Data source, with independent tasks."""
 
     def __init__(self, source: StreamSource, plan: StreamPlan, start: int, stop: int) -> None:
-        self._make_block = partial(_make_block, ray.put(source), plan, start, stop)
-        self.num_blocks = plan.num_blocks(start, stop)
+        self._make_blocks = partial(_make_blocks, ray.put(source), plan, start, stop)
+        self.tasks = plan.tasks(start, stop, source.placement)
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(partial(self._make_block, block), unknown) for block in range(self.num_blocks)]
+        return [ReadTask(partial(self._make_blocks, blocks), unknown) for blocks in self.tasks]
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
 
-def _make_block(
-    source_ref: ray.ObjectRef[StreamSource], plan: StreamPlan, start: int, stop: int, block: int
-) -> list[Block]:
-    """The read task: makes all steps of one block."""
+def _make_blocks(
+    source_ref: ray.ObjectRef[StreamSource], plan: StreamPlan, start: int, stop: int, blocks: range
+) -> Iterator[DataBlock]:
+    """The read task: makes some blocks, one after another."""
+    triplets = _open_source(source_ref)
+    for block in blocks:
+        yield _to_row(make_block(triplets, plan, *plan.block_steps(block, start, stop)))
+
+
+@lru_cache(maxsize=1)
+def _open_source(source_ref: ray.ObjectRef[StreamSource]) -> TripletSource:
+    """The source of a stream, opened once in each process for all its tasks."""
     source = ray.get(source_ref)
-    triplets = source.make_triplets(ray.get(source.mixture_ref))
-    steps, rank = plan.block_steps(block, start, stop)
-    made = make_batches(triplets, plan, steps, rank)
-    columns = {field: [getattr(batch, field) for batch in made] for field in HostBatch._fields}
-    columns["problems"] = ["\n".join(problems) for problems in columns["problems"]]
-    return [BlockAccessor.batch_to_block({field: np.stack(values) for field, values in columns.items()})]
+    return source.make_triplets(ray.get(source.mixture_ref))
 
 
-def _split_block(block: dict[str, NDArray[Any]]) -> Iterator[HostBatch]:
-    for row in range(len(block["step"])):
-        values = {field: block[field][row] for field in HostBatch._fields}
-        values["step"] = int(values["step"])
-        values["problems"] = tuple(str(values["problems"]).splitlines())
-        values["fault"] = str(values["fault"])
-        yield HostBatch(**values)
+def _to_row(block: Block) -> DataBlock:
+    """A table of one row, so that Ray Data cannot divide it."""
+    arrays = {name: value[None] for name, value in block._asdict().items() if isinstance(value, np.ndarray)}
+    texts = json.dumps([block.problems, block.fault])
+    return BlockAccessor.batch_to_block(arrays | {"texts": np.array([texts])})
+
+
+def _from_row(row: dict[str, NDArray[Any]]) -> Block:
+    problems, fault = json.loads(row["texts"][0])
+    arrays = {name: row[name][0] for name in Block._fields if name in row}
+    return Block(**arrays, problems=tuple(map(tuple, problems)), fault=fault)

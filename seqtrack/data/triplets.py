@@ -71,10 +71,11 @@ class TripletSource:
         index = self.mixture.sets[which].index
         return which, draw_sample(index, self.usable[which], self.seed, number, attempt, self.settings)
 
-    def samples(self, numbers: Sequence[int]) -> list[tuple[Sample, list[str]]]:
+    def samples(self, numbers: Sequence[int]) -> Iterator[tuple[Sample, list[str]]]:
         """`sample` for each number. From object stores, the frames of all first draws are read in parallel."""
         ahead = self._read_ahead(numbers)
-        return [self.sample(number, ahead) for number in numbers]
+        for number in numbers:
+            yield self.sample(number, ahead)
 
     def sample(self, number: int, ahead: Mapping[Place, bytes] = NONE_READ) -> tuple[Sample, list[str]]:
         """Sample `number` (from 0, over the whole run), and one line for each broken frame met on the way.

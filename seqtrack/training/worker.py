@@ -74,7 +74,7 @@ def train_worker(settings: dict[str, Any]) -> Ended:
         _announce(config, state, world_size, hardware)
         plan = StreamPlan.from_config(config, world_size)
         surroundings = Surroundings(
-            stream_batches(job.stream, plan, rank, state.step, config.total_steps, config.steps_per_epoch),
+            stream_batches(job.stream, plan, rank, state.step, config.total_steps),
             RaySink(job.run),
             {
                 "resumed_from": resumed_from,

@@ -89,3 +89,12 @@ def test_an_elastic_run_that_begins_small_may_be_measured(asked: dict[str, float
     }
     resources = plan_resources(Config().with_settings(settings), {"CPU": 16, "GPU": 2, "nodes": 1})
     assert resources.evaluation == (Share(2, 0) if asked else None)
+
+
+@pytest.mark.parametrize(("settings", "at_once"), [({}, 7), ({"RUN.DATA_CPUS": 2.5}, 2), ({"RUN.WORKERS": 4}, 4)])
+def test_the_data_tasks_that_run_at_once_share_a_quarter_of_the_object_store(
+    settings: dict[str, Any], at_once: int
+) -> None:
+    cluster = {"CPU": 8, "GPU": 0, "nodes": 1, "store": 4e9}
+    placement = plan_resources(Config().with_settings(settings), cluster).placement
+    assert (placement.at_once, placement.store_bytes) == (at_once, 10**9)

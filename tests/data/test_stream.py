@@ -39,6 +39,31 @@ def test_blocks_cover_every_step_of_every_rank_once(
     assert covered == {rank: list(range(start, stop)) for rank in range(world_size)}
 
 
+AT_ONCE = 3
+PLACEMENT = Placement(1.0, None, {}, AT_ONCE, store_bytes=10 * 2**30)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 100, 3000])
+def test_tasks_have_every_block_once_in_order(steps: int) -> None:
+    plan = StreamPlan(12, 2, steps_per_block=5, sample_bytes=600_000)
+    tasks = plan.tasks(3, 3 + steps, PLACEMENT)
+    assert [block for task in tasks for block in task] == list(range(plan.num_blocks(3, 3 + steps)))
+
+
+def test_the_first_and_last_tasks_are_short_and_those_between_are_long() -> None:
+    sizes = [len(task) for task in StreamPlan(12, 1, 5, sample_bytes=600_000).tasks(0, 5000, PLACEMENT)]
+    assert sizes[: 4 * AT_ONCE] == [size for size in (1, 2, 4, 8) for _ in range(AT_ONCE)]
+    assert max(sizes) == 16
+    assert sizes[-2 * AT_ONCE :] == [1] * (2 * AT_ONCE)
+
+
+def test_tasks_that_run_at_once_make_no_more_than_their_part_of_the_store() -> None:
+    plan = StreamPlan(12, 1, 5, sample_bytes=600_000)  # blocks of 36 MB
+    for store_bytes, blocks in ((500_000_000, 4), (1_000_000, 1)):
+        placement = Placement(1.0, None, {}, AT_ONCE, store_bytes)
+        assert max(len(task) for task in plan.tasks(0, 5000, placement)) == blocks
+
+
 def test_blocks_hold_few_samples_and_bytes(tiny_config: Config) -> None:
     assert StreamPlan.from_config(tiny_config, 1).steps_per_block == 16  # of 4 samples
     large = tiny_config.with_settings({"DATA.SEARCH.SIZE": 384, "DATA.TEMPLATE.SIZE": 384, "TRAIN.BATCH_SIZE": 16})
@@ -63,7 +88,7 @@ def train_function(settings: dict[str, Any]) -> dict[int, list[Any]]:
     context = ray.train.get_context()
     rank, plan = context.get_world_rank(), settings["plan"]
     received = []
-    batches = stream_batches(settings["source"], plan, rank, settings["start"], settings["stop"], steps_per_epoch=7)
+    batches = stream_batches(settings["source"], plan, rank, settings["start"], settings["stop"], most_steps=7)
     for step, batch in enumerate(batches, settings["start"]):
         check_batch(batch, plan, rank, step)
         received.append((batch.step, batch.numbers.tolist(), int(batch.search.astype(np.int64).sum())))
@@ -86,7 +111,7 @@ class Collector:
 def test_the_stream_delivers_every_step_in_order_to_every_worker(
     cluster: None, tiny_config: Config, tmp_path: Path
 ) -> None:
-    """The stream runs over three epochs of 7 steps, from within the first to within the third.
+    """Its batches come from three streams, of 7, 7 and 1 steps.
 
     One and two workers are what whole runs are compared with (`tests/training/test_continuing.py`).
     """
