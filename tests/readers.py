@@ -33,7 +33,7 @@ from seqtrack.data.open import open_index
 from seqtrack.data.packed import INDEX, check_shards_exist
 from seqtrack.data.packing import pack_shard, plan_shards, write_index
 from seqtrack.data.storage import Root, SpanReader
-from seqtrack.data.tiles import TiledJpeg, find_row_offsets
+from seqtrack.data.tiles import TiledJpeg, find_row_offsets, read_head
 from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import benchmark_named, open_benchmark
 from seqtrack.evaluation.protocols import PROTOCOLS, score
@@ -295,7 +295,7 @@ def tiles(folder: Path) -> Reader:
         try:
             header = read_header(data)
             check_complete(data, header)
-            part = TiledJpeg(data, header, row_offsets).pixels(data, 70, 10, 100, 30)
+            part = TiledJpeg(read_head(data, header), row_offsets).pixels(data, 70, 10, 100, 30)
             find_row_offsets(data, header)  # only then has a damaged file the same pixels as a whole
         except NotAPicture as error:
             raise InputError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Decodes a region of a JPEG from the tiles that cover it, and divides JPEGs into tiles without loss.
+"""Decodes a region of a JPEG from the tiles that cover it. `tiling.py` divides JPEGs into tiles without loss.
 
 The compressed data of a JPEG can only be read from their beginning, except after a restart marker, where the decoder
 starts anew. With such markers at regular distances, the data between two of them are a tile: a row of MCUs (the blocks
@@ -6,9 +6,9 @@ of 8 to 32 pixels that a JPEG consists of), or a part of one. The tiles of a reg
 another size, are a small JPEG that every decoder reads. Its pixels are those that the whole file has there.
 
 A region is trusted only if exactly the expected restart markers, in their order of eight numbers, are found in the
-rows that it needs, and if these rows begin and end with the right ones. Otherwise the file is damaged there, or the
-offsets of its rows are those of another file, and it has to be decoded as a whole. Damage elsewhere in the file does
-not matter to a region.
+rows that it needs, and if these rows begin and end with the right ones. Before the first row there has to be the
+segment with which a scan begins. Otherwise the file is damaged there, or the offsets of its rows are those of another
+file, and it has to be decoded as a whole. Damage elsewhere in the file does not matter to a region.
 
 Source: ITU-T T.81, annexes B (segments) and E (restart intervals).
 """
@@ -16,22 +16,18 @@ Source: ITU-T T.81, annexes B (segments) and E (restart intervals).
 from __future__ import annotations
 
 import re
-import shutil
 import struct
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from seqtrack.data.jpeg import END_OF_JPEG, START_OF_JPEG, JpegHeader, NotAPicture, check_complete, read_header
-from seqtrack.errors import InputError
+from seqtrack.data.jpeg import END_OF_JPEG, START_OF_JPEG, JpegHeader, NotAPicture, read_header
 
-TILE_MCUS, SMALLEST_TILE = 10, 5
-"""MCUs in a tile, as nearly as a row's width allows. Smaller tiles make the file larger, larger ones slower."""
 _RESTARTS = [bytes((0xFF, 0xD0 + number)) for number in range(8)]
 _MARKER = re.compile(rb"(\xff[^\x00])", re.DOTALL)
 """A marker in compressed data, in which every other 0xff is followed by 0."""
@@ -81,7 +77,7 @@ class Grid:
         return self.mcus_per_row // self.interval
 
 
-class _Head(NamedTuple):
+class Head(NamedTuple):
     """What a JPEG has before its compressed data, without what does not matter to its pixels."""
 
     grid: Grid
@@ -89,168 +85,29 @@ class _Head(NamedTuple):
     """All before the picture's height and width, which are 4 bytes."""
     after: bytes
 
+    @property
+    def content(self) -> bytes:
+        """The head as bytes, for `parse_head`. The frames of a video usually have the same."""
+        return b"".join((self.before, struct.pack(">HH", self.grid.height, self.grid.width), self.after))
 
-def choose_interval(mcus_per_row: int) -> int:
-    """How many MCUs a tile should have: the divisor of the row nearest TILE_MCUS that is not too small, or the row."""
-    fitting = [count for count in range(SMALLEST_TILE, mcus_per_row + 1) if mcus_per_row % count == 0]
-    return min(fitting, key=lambda count: abs(count - TILE_MCUS), default=mcus_per_row)
+
+@lru_cache(4096)
+def parse_head(content: bytes) -> Head:
+    """The head that `Head.content` gave. Raises NotTiled."""
+    try:
+        header = read_header(content)
+    except NotAPicture as error:
+        raise NotTiled(str(error)) from error
+    if header.scan != len(content):
+        raise NotTiled("it is not the head of a JPEG")
+    return read_head(content, header)
 
 
-def read_grid(data: bytes, header: JpegHeader) -> Grid:
-    """The grid of a JPEG, which need not have restart markers yet. `data`: at least what comes before `header.scan`.
+def read_head(data: bytes, header: JpegHeader) -> Head:
+    """The head of a JPEG, which need not have restart markers. `data`: at least what comes before `header.scan`.
 
     Raises NotTiled for a JPEG that is not baseline with 8 bits, grey or colour, in one scan, shown as it is stored.
     """
-    return _read_head(data, header).grid
-
-
-def find_row_offsets(data: bytes, header: JpegHeader) -> NDArray[np.int32]:
-    """(R + 1,) where the data of each row of tiles begin in the file, and where the picture ends.
-
-    Reads the whole file. Raises NotTiled, also if a restart marker is missing, out of turn or one too many.
-    """
-    grid = read_grid(data, header)
-    ends = []
-    for number, found in enumerate(_MARKER.finditer(data, header.scan)):
-        ends.append(found.end())
-        if found[0] != _RESTARTS[number % 8]:
-            break
-    if len(ends) != grid.rows * grid.columns or not data.startswith(END_OF_JPEG, ends[-1] - 2):
-        raise NotTiled("its restart markers are not those of its grid")
-    return np.array([header.scan, *ends[grid.columns - 1 :: grid.columns]], np.int32)
-
-
-class TiledJpeg:
-    """A JPEG that is decoded by tiles. Threads may share it."""
-
-    def __init__(self, data: bytes, header: JpegHeader, row_offsets: Sequence[int] | NDArray[np.int32]) -> None:
-        """`data`: the file, or a part that has at least what comes before `header.scan`.
-
-        `row_offsets`: those of `find_row_offsets`. Raises NotTiled, also if they cannot belong to this file.
-        """
-        self.grid, self._before, self._after = _read_head(data, header)
-        self._offsets = [int(offset) for offset in row_offsets]
-        self._columns = self.grid.columns
-        if len(self._offsets) != self.grid.rows + 1 or self._offsets[0] != header.scan:
-            raise NotTiled("the offsets of its rows are those of another file")
-
-    def byte_range(self, top: int, bottom: int) -> tuple[int, int]:
-        """First byte, and the one after the last, of the tile rows on which the pixels from `top` to `bottom` depend.
-
-        The two bytes before a row are part of it: the marker at which the row begins.
-        """
-        first, last = self._rows(top, bottom)
-        return self._offsets[first] - 2, self._offsets[last + 1]
-
-    def small_jpeg(
-        self, data: bytes, left: int, top: int, right: int, bottom: int, offset: int = 0
-    ) -> tuple[bytes, int, int]:
-        """A JPEG of all tiles on which a region depends, and the left and upper edge of the region in it.
-
-        `data`: the file from byte `offset` on, as far as `byte_range` of the region needs. Raises NotTiled if the
-        restart markers are not where they should be.
-        """
-        grid, columns = self.grid, self._columns
-        tile_width, tile_height = grid.interval * grid.mcu[0], grid.mcu[1]
-        first_row, last_row = self._rows(top, bottom)
-        first = max(left - grid.margin[0], 0) // tile_width
-        last = min(right + grid.margin[0] - 1, grid.width - 1) // tile_width
-        rows, width = last_row - first_row + 1, last - first + 1
-        start, stop = self._offsets[first_row] - offset, self._offsets[last_row + 1] - offset
-        markers = _restarts(first_row * columns, rows * columns)
-        if last_row == grid.rows - 1:
-            markers[-1] = END_OF_JPEG
-        parts = _MARKER.split(data[max(start, 0) : max(stop, 0)])  # data and their marker, in turn
-        before = data[max(start - 2, 0) : max(start, 0)]
-        if parts[1::2] != markers or (first_row and before != _RESTARTS[(first_row * columns - 1) % 8]):
-            raise NotTiled("its restart markers are not where they should be")
-        body = [b""] * (2 * rows * width)
-        for row in range(rows):
-            begin = 2 * (row * columns + first)
-            body[2 * row * width : 2 * (row + 1) * width : 2] = parts[begin : begin + 2 * width : 2]
-        body[1::2] = _restarts(0, rows * width)
-        body[-1] = END_OF_JPEG
-        x, y = first * tile_width, first_row * tile_height
-        size = struct.pack(
-            ">HH",
-            min((last_row + 1) * tile_height, grid.height) - y,
-            min((last + 1) * tile_width, grid.width) - x,
-        )
-        return b"".join((self._before, size, self._after, *body)), left - x, top - y
-
-    def pixels(self, data: bytes, left: int, top: int, right: int, bottom: int, offset: int = 0) -> NDArray[np.uint8]:
-        """(bottom - top, right - left, 3) RGB of a region within the picture. `data`, `offset`: as in `small_jpeg`.
-
-        Raises NotTiled.
-        """
-        content, x, y = self.small_jpeg(data, left, top, right, bottom, offset)
-        image = _decode(content)
-        if image is None or image.shape[0] < y + bottom - top or image.shape[1] < x + right - left:
-            raise NotTiled("its tiles cannot be decoded")
-        return image[y : y + bottom - top, x : x + right - left]
-
-    def _rows(self, top: int, bottom: int) -> tuple[int, int]:
-        """First and last tile row on which the pixels of these rows depend."""
-        margin, height = self.grid.margin[1], self.grid.mcu[1]
-        return max(top - margin, 0) // height, min(bottom + margin - 1, self.grid.height - 1) // height
-
-
-def find_jpegtran() -> str:
-    """Path of jpegtran, which `tile` needs. Raises InputError if it is not installed."""
-    found = shutil.which("jpegtran")
-    if found is None:
-        raise InputError(
-            "jpegtran is not installed, and tiles are made with it (Debian and Ubuntu: libjpeg-turbo-progs; "
-            "Fedora: libjpeg-turbo-utils; Homebrew: jpeg-turbo; conda: libjpeg-turbo)"
-        )
-    return found
-
-
-def tile(content: bytes) -> bytes | None:
-    """The same JPEG with restart markers on the grid. None if it cannot be tiled, and should be kept as it is.
-
-    Coefficients and metadata are kept, and Huffman tables are made anew, which makes up for the markers. The result is
-    decoded as a whole and compared with the original, pixel by pixel. A JPEG that is tiled already is returned
-    unchanged. Threads may call this at the same time, because jpegtran is a process of its own. Raises InputError if it
-    is not installed.
-    """
-    try:
-        header = read_header(content)
-        check_complete(content, header)
-        grid = read_grid(content, header)
-    except NotAPicture:
-        return None
-    if grid.mcus_per_row * grid.rows > 4 * len(content):
-        return None  # an MCU takes two bits or more, so the size is damaged, and memory would be asked for in vain
-    interval = choose_interval(grid.mcus_per_row)
-    if interval == grid.interval and _is_tiled(content):
-        return content
-    command = [find_jpegtran(), "-copy", "all", "-optimize", "-restart", f"{interval}B"]
-    run = subprocess.run(command, input=content, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
-    if run.returncode != 0 or not _is_tiled(run.stdout):  # 2: with warnings, so the file is damaged
-        return None
-    before, after = _decode(content), _decode(run.stdout)
-    if before is None or after is None or not np.array_equal(before, after):
-        return None
-    return run.stdout
-
-
-def _is_tiled(content: bytes) -> bool:
-    """Whether a file has the restart markers of its grid."""
-    try:
-        find_row_offsets(content, read_header(content))
-    except NotAPicture:
-        return False
-    return True
-
-
-def _restarts(first: int, count: int) -> list[bytes]:
-    """The markers after `count` tiles, the first of which has this number."""
-    return (_RESTARTS[first % 8 :] + _RESTARTS * (count // 8 + 1))[:count]
-
-
-def _read_head(data: bytes, header: JpegHeader) -> _Head:
-    """Raises NotTiled."""
     if header.orientation != 1:
         raise NotTiled("it is shown turned or mirrored, or its orientation is not clear")
     if header.scan > len(data):
@@ -300,10 +157,117 @@ def _read_head(data: bytes, header: JpegHeader) -> _Head:
         interval or 0,
         (_MARGIN if across > 1 else 0, _MARGIN if down > 1 else 0),
     )
-    return _Head(grid, b"".join((*kept, frame[:5])), b"".join((frame[9:], *tail)))
+    return Head(grid, b"".join((*kept, frame[:5])), b"".join((frame[9:], *tail)))
 
 
-def _decode(content: bytes) -> NDArray[np.uint8] | None:
+def find_row_offsets(data: bytes, header: JpegHeader) -> NDArray[np.int32]:
+    """(R + 1,) where the data of each row of tiles begin in the file, and where the picture ends.
+
+    Reads the whole file. Raises NotTiled, also if a restart marker is missing, out of turn or one too many.
+    """
+    grid = read_head(data, header).grid
+    ends = []
+    for number, found in enumerate(_MARKER.finditer(data, header.scan)):
+        ends.append(found.end())
+        if found[0] != _RESTARTS[number % 8]:
+            break
+    if len(ends) != grid.rows * grid.columns or not data.startswith(END_OF_JPEG, ends[-1] - 2):
+        raise NotTiled("its restart markers are not those of its grid")
+    return np.array([header.scan, *ends[grid.columns - 1 :: grid.columns]], np.int32)
+
+
+class TiledJpeg:
+    """A JPEG that is decoded by tiles. Threads may share it."""
+
+    def __init__(self, head: Head, row_offsets: Sequence[int] | NDArray[np.integer]) -> None:
+        """`row_offsets`: those of `find_row_offsets`. Raises NotTiled if no file with this head can have them."""
+        self.grid, self._before, self._after = head
+        self._columns = self.grid.columns
+        self._offsets = np.asarray(row_offsets, np.int64).tolist()
+        if len(self._offsets) != self.grid.rows + 1 or self._offsets[0] < len(self._before) + 4 + len(self._after):
+            raise NotTiled("the offsets of its rows are those of another file")
+        self._scan = self._after[self._after.rindex(bytes((0xFF, _SCAN))) :]
+
+    @classmethod
+    def of_sizes(cls, head: Head, row_sizes: NDArray[np.uint16], size: int) -> TiledJpeg:
+        """`row_sizes`: bytes of each row of tiles; the last one ends with the file, which has `size` bytes.
+
+        Raises NotTiled.
+        """
+        ends = np.cumsum(row_sizes, dtype=np.int64)
+        first = size - int(ends[-1]) if len(ends) else size
+        return cls(head, [first, *(ends + first).tolist()])
+
+    def byte_range(self, top: int, bottom: int) -> tuple[int, int]:
+        """First byte, and the one after the last, of the tile rows on which the pixels from `top` to `bottom` depend.
+
+        What is before a row is part of it: the marker at which the row begins, or the segment that begins the scan.
+        """
+        first, last = self._rows(top, bottom)
+        return self._offsets[first] - len(self._lead(first)), self._offsets[last + 1]
+
+    def small_jpeg(
+        self, data: bytes, left: int, top: int, right: int, bottom: int, offset: int = 0
+    ) -> tuple[bytes, int, int]:
+        """A JPEG of all tiles on which a region depends, and the left and upper edge of the region in it.
+
+        `data`: the file from byte `offset` on, as far as `byte_range` of the region needs. Raises NotTiled if the
+        restart markers are not where they should be.
+        """
+        grid, columns = self.grid, self._columns
+        tile_width, tile_height = grid.interval * grid.mcu[0], grid.mcu[1]
+        first_row, last_row = self._rows(top, bottom)
+        first = max(left - grid.margin[0], 0) // tile_width
+        last = min(right + grid.margin[0] - 1, grid.width - 1) // tile_width
+        rows, width = last_row - first_row + 1, last - first + 1
+        start, stop = self._offsets[first_row] - offset, self._offsets[last_row + 1] - offset
+        markers = _restarts(first_row * columns, rows * columns)
+        if last_row == grid.rows - 1:
+            markers[-1] = END_OF_JPEG
+        parts = _MARKER.split(data[max(start, 0) : max(stop, 0)])  # data and their marker, in turn
+        if parts[1::2] != markers or not data.endswith(self._lead(first_row), 0, max(start, 0)):
+            raise NotTiled("its restart markers are not where they should be")
+        body = [b""] * (2 * rows * width)
+        for row in range(rows):
+            begin = 2 * (row * columns + first)
+            body[2 * row * width : 2 * (row + 1) * width : 2] = parts[begin : begin + 2 * width : 2]
+        body[1::2] = _restarts(0, rows * width)
+        body[-1] = END_OF_JPEG
+        x, y = first * tile_width, first_row * tile_height
+        size = struct.pack(
+            ">HH",
+            min((last_row + 1) * tile_height, grid.height) - y,
+            min((last + 1) * tile_width, grid.width) - x,
+        )
+        return b"".join((self._before, size, self._after, *body)), left - x, top - y
+
+    def pixels(self, data: bytes, left: int, top: int, right: int, bottom: int, offset: int = 0) -> NDArray[np.uint8]:
+        """(bottom - top, right - left, 3) RGB of a region within the picture. `data`, `offset`: as in `small_jpeg`.
+
+        Raises NotTiled.
+        """
+        content, x, y = self.small_jpeg(data, left, top, right, bottom, offset)
+        image = decode(content)
+        if image is None or image.shape[0] < y + bottom - top or image.shape[1] < x + right - left:
+            raise NotTiled("its tiles cannot be decoded")
+        return image[y : y + bottom - top, x : x + right - left]
+
+    def _rows(self, top: int, bottom: int) -> tuple[int, int]:
+        """First and last tile row on which the pixels of these rows depend."""
+        margin, height = self.grid.margin[1], self.grid.mcu[1]
+        return max(top - margin, 0) // height, min(bottom + margin - 1, self.grid.height - 1) // height
+
+    def _lead(self, row: int) -> bytes:
+        """What the file has right before a row of tiles."""
+        return _RESTARTS[(row * self._columns - 1) % 8] if row else self._scan
+
+
+def _restarts(first: int, count: int) -> list[bytes]:
+    """The markers after `count` tiles, the first of which has this number."""
+    return (_RESTARTS[first % 8 :] + _RESTARTS * (count // 8 + 1))[:count]
+
+
+def decode(content: bytes) -> NDArray[np.uint8] | None:
     """(H, W, 3) RGB, or None."""
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import fs
 
 from seqtrack.config import Config, DataConfig, DataTrainConfig
-from seqtrack.data import packed, packing
+from seqtrack.data import packed
 from seqtrack.data.datasets.catalog import open_training_set
 from seqtrack.data.datasets.got10k import SETS, VIDEOS
 from seqtrack.data.datasets.index import FrameIndex
@@ -21,7 +21,7 @@ from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.datasets.layout import IncompleteSet
 from seqtrack.data.open import open_index
 from seqtrack.data.packed import open_packed_set
-from seqtrack.data.storage import DataError, Root, SpanReader
+from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, SpanReader
 from seqtrack.locations import child
 from tests.data.packs import ALL, LAYOUTS, assert_same_samples, index_of, local, pack, source_of
 from tests.object_stores import s3_bucket
@@ -106,7 +106,7 @@ def test_a_frame_is_one_request_to_an_object_store(
     source.samples(range(200))
     frames = {(row, frame) for row in range(4) for frame in range(30)}
     assert 100 < len([line for line in requests if line.startswith("GET") and "bytes=" in line]) <= len(frames)
-    assert len([line for line in requests if line.startswith("HEAD")]) <= 4 * packing.READS_AT_ONCE
+    assert len([line for line in requests if line.startswith("HEAD")]) <= 4 * READS_AT_ONCE
     assert_same_samples(tiny_config, store, local(lasot_root))
 
 

@@ -79,7 +79,7 @@ def test_a_frame_that_is_missing_stops_its_shard_unless_allowed(tree: Path, tmp_
 def test_a_shard_that_is_not_as_it_was_written_does_not_appear(
     lasot_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verify = packing._verify
+    verify = packing.verify
 
     def damage_and_verify(file: pa.NativeFile, name: str) -> None:
         content = bytearray(Path(name).read_bytes())
@@ -87,7 +87,7 @@ def test_a_shard_that_is_not_as_it_was_written_does_not_appear(
         Path(name).write_bytes(content)
         verify(file, name)
 
-    monkeypatch.setattr(packing, "_verify", damage_and_verify)
+    monkeypatch.setattr(packing, "verify", damage_and_verify)
     with pytest.raises(DataError, match=r"coin-000.parquet: cannot be packed \(.*[Cc][Rr][Cc].*\)"):
         pack(lasot_root, local(tmp_path))
     assert not (tmp_path / "frames/coin-000.parquet").exists()
