@@ -29,8 +29,11 @@ from seqtrack.files import write_atomically
 FRAMES_PER_SHARD = 12_000
 """Frames after which a shard is full: about a gigabyte of LaSOT. No sequence is divided, so a shard may have more."""
 
-DICTIONARY_BYTES = 64 << 20
-"""Room for the different heads of all frames of a set."""
+DICTIONARY = {
+    "use_dictionary": ["class", "sequence", "shard", FIRST_FRAME, f"{HEAD}.list.element"],
+    "dictionary_pagesize_limit": 64 << 20,
+}
+"""How the index of a tiled tree is written: with room for the different heads of all frames of a set."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ def write_index(
         table.replace_schema_metadata(mark.metadata()),
         content,
         compression="zstd",
-        dictionary_pagesize_limit=DICTIONARY_BYTES,
         write_page_checksum=True,
+        **(DICTIONARY if tiles else {}),
     )
     write_atomically(target.filesystem, f"{target.path}/{INDEX}", content.getvalue().to_pybytes())

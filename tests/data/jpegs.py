@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import shutil
 from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 from PIL import Image
 
 from seqtrack.data.decoding import FrameDecoder
 from seqtrack.data.jpeg import read_header
 from seqtrack.data.tiles import TiledJpeg, find_row_offsets, read_head
+
+needs_jpegtran = pytest.mark.skipif(shutil.which("jpegtran") is None, reason="jpegtran is not installed")
 
 NOISE = np.random.RandomState(0).randint(0, 256, (300, 400, 3)).astype(np.uint8)
 MCU = {"444": (8, 8), "422": (16, 8), "440": (8, 16), "420": (16, 16), "411": (32, 8), "grey": (8, 8)}

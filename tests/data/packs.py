@@ -23,6 +23,8 @@ ALL = DataConfig(SPLIT="all")
 LAYOUTS = {"GOT10K_train_full": "GOT10K", "COCO17": "COCO17", "TRACKINGNET": "TRACKINGNET"}
 """Set -> the folder of `synthetic_sets` that has it."""
 REDRAW = DataConfig(SPLIT="all", ON_MISMATCH="redraw")
+FRAMES = 24
+"""Frames of each sequence of `wide_root`."""
 LOCAL = fs.LocalFileSystem()
 
 

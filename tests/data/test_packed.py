@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from seqtrack.data.packed import open_packed_set
 from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, SpanReader
 from seqtrack.locations import child
 from tests.data.packs import ALL, LAYOUTS, assert_same_samples, index_of, local, pack, source_of
-from tests.object_stores import s3_bucket
 
 pytestmark = pytest.mark.usefixtures("small_shards")
 
@@ -83,16 +81,6 @@ def test_a_class_that_was_not_packed_is_named_with_one_that_was(lasot_root: Path
     pack(lasot_root, local(tmp_path))
     with pytest.raises(DataError, match=r"class kit has no sequence in .*; did you mean kite\?"):
         open_index(DataConfig(SPLIT="all", TRAIN=DataTrainConfig(CLASSES=("kit",))), local(tmp_path))
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
-    """URI of a bucket, and the requests that it has received."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    requests: list[str] = []
-    with s3_bucket(requests=requests) as uri:
-        yield uri, requests
 
 
 def test_a_frame_is_one_request_to_an_object_store(

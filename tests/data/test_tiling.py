@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,11 +22,10 @@ from tests.data.jpegs import (
     WHOLE,
     assert_equal_to_whole,
     encode,
+    needs_jpegtran,
     open_tiled,
     pillow,
 )
-
-needs_jpegtran = pytest.mark.skipif(shutil.which("jpegtran") is None, reason="jpegtran is not installed")
 
 
 @pytest.mark.parametrize(
