@@ -118,7 +118,7 @@ def select_packed(settings: DataConfig, root: Root) -> FrameIndex:
 
     rows = {name: row for row, name in enumerate(names)}
     selected = [rows[name] for name in lasot.select_sequences(settings, root, find)]
-    return FrameIndex(table.take(selected).combine_chunks())
+    return FrameIndex(_take(table, selected))
 
 
 def open_packed_set(
@@ -139,7 +139,7 @@ def open_packed_set(
         selection = got10k.choose_sequences(name, read_mark(table.schema, INDEX).listed, names)
         if selection.names != names and selection.names:
             rows = {sequence: row for row, sequence in enumerate(names)}
-            table = table.take([rows[sequence] for sequence in selection.names]).combine_chunks()
+            table = _take(table, [rows[sequence] for sequence in selection.names])
         lacking, partial_set = selection.lacking(name), partial_set and bool(selection.names)
     elif name == trackingnet.SET:
         lacking = trackingnet.explain_lacking(
@@ -152,6 +152,11 @@ def open_packed_set(
     index = FrameIndex(table)
     check_shards_exist(index, root)
     return index
+
+
+def _take(table: pa.Table, rows: list[int]) -> pa.Table:
+    """These rows of a table. All of them are no copy, which matters to the index of a large tree."""
+    return table if rows == list(range(len(table))) else table.take(rows).combine_chunks()
 
 
 def check_shards_exist(index: FrameIndex, root: Root) -> None:
