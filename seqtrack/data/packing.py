@@ -29,11 +29,13 @@ from seqtrack.files import write_atomically
 FRAMES_PER_SHARD = 12_000
 """Frames after which a shard is full: about a gigabyte of LaSOT. No sequence is divided, so a shard may have more."""
 
-DICTIONARY = {
+TILED_OPTIONS = {
+    "write_page_checksum": True,
     "use_dictionary": ["class", "sequence", "shard", FIRST_FRAME, f"{HEAD}.list.element"],
     "dictionary_pagesize_limit": 64 << 20,
 }
-"""How the index of a tiled tree is written: with room for the different heads of all frames of a set."""
+"""How the index of a tiled tree is written: with room for the different heads of all frames of a set, and checked, as a
+wrong head would show wrong pixels."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,6 @@ def write_index(
         table.replace_schema_metadata(mark.metadata()),
         content,
         compression="zstd",
-        write_page_checksum=True,
-        **(DICTIONARY if tiles else {}),
+        **(TILED_OPTIONS if tiles else {}),
     )
     write_atomically(target.filesystem, f"{target.path}/{INDEX}", content.getvalue().to_pybytes())
