@@ -7,7 +7,7 @@ is packed if DATA.PARTIAL names the set). A packed GOT10K_train_full serves ever
 on after an interruption.
 
 --tiles adds restart markers to the JPEGs, which keeps every pixel. Training then reads and decodes only the part of a
-frame that a crop needs, which takes half of the bytes and a fraction of the time.
+frame that a crop needs: less than half of the bytes, in less than half of the time.
 """
 
 from __future__ import annotations

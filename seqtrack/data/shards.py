@@ -195,8 +195,11 @@ def locate_frames(file: pa.NativeFile, name: str, index: FrameIndex, mark: Mark,
             places.append(ranges[sequence][number - 1])
         group_sizes = columns["size"].to_numpy()
         group_starts = _starts_in_group(shard, group, group_sizes)
-        if (group_sizes < 0).any() or (group_starts < 0).any():
+        if (group_sizes < 0).any() or (group_starts < LENGTH_BYTES).any():
             raise DataError(f"{name}: is damaged: the sizes of its frames are not those of a shard")
+        # Starts are counted from the end of the page, so the first is wrong if the page is not as it was written.
+        if file.read_at(LENGTH_BYTES, int(group_starts[0]) - LENGTH_BYTES) != group_sizes[0].astype("<i4").tobytes():
+            raise DataError(f"{name}: was written again by another program; remove it to pack it again")
         starts[places], sizes[places] = group_starts, group_sizes
         order[places] = np.arange(held, held + len(places))
         held += len(places)
