@@ -31,12 +31,12 @@ from seqtrack.data.datasets.catalog import open_training_set
 from seqtrack.data.datasets.index import FrameIndex, make_index
 from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.datasets.trackingnet import CHUNKS, SEQUENCES
+from seqtrack.data.heads import read_head
 from seqtrack.data.jpeg import read_header
 from seqtrack.data.open import open_index
 from seqtrack.data.packing import plan_shards, write_index
 from seqtrack.data.shards import PackedShard, Tiles
 from seqtrack.data.storage import Root, open_root
-from seqtrack.data.tiles import read_head
 
 VIDEOS, FRAMES = 9335, 150  # of GOT-10k
 IMAGES, OBJECTS, CORNERS = 118_287, 860_001, 23  # of COCO; so many corners make 450 MB

@@ -24,8 +24,9 @@ import cv2
 import numpy as np
 
 from seqtrack.data.decoding import FrameDecoder, TiledFrame
+from seqtrack.data.heads import NotTiled, read_head
 from seqtrack.data.jpeg import read_header
-from seqtrack.data.tiles import NotTiled, TiledJpeg, find_row_offsets, parse_head, read_head
+from seqtrack.data.tiles import TiledJpeg, find_row_offsets
 from seqtrack.data.tiling import TiledFile, tile
 
 FRAMES, ROUNDS, PER_PICTURE = 40, 5, 100
@@ -99,7 +100,7 @@ def tiled_frame(tiled: TiledFile) -> tuple[TiledFrame, list[int]]:
         return content[start:stop]
 
     sizes = np.frombuffer(tiled.row_sizes, "<u2")
-    return TiledFrame("a", TiledJpeg.of_sizes(parse_head(tiled.head), sizes, len(content)), part), read
+    return TiledFrame("a", TiledJpeg.of_sizes(tiled.head, sizes, len(content)), part), read
 
 
 def measure_crops(pairs: list[tuple[bytes, TiledFile]]) -> None:

@@ -28,12 +28,13 @@ from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.datasets.synthetic import write_synthetic
 from seqtrack.data.datasets.synthetic_sets import KINDS, write_synthetic_set
 from seqtrack.data.decoding import FrameDecoder
+from seqtrack.data.heads import read_head
 from seqtrack.data.jpeg import NotAPicture, check_complete, read_header
 from seqtrack.data.open import open_index
 from seqtrack.data.packed import INDEX, check_shards_exist
 from seqtrack.data.packing import pack_shard, plan_shards, write_index
 from seqtrack.data.storage import Root, SpanReader
-from seqtrack.data.tiles import TiledJpeg, find_row_offsets, parse_head, read_head
+from seqtrack.data.tiles import TiledJpeg, find_row_offsets
 from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import benchmark_named, open_benchmark
 from seqtrack.evaluation.protocols import PROTOCOLS, score
@@ -296,7 +297,7 @@ def tiles(folder: Path) -> Reader:
         try:
             check_complete(data, read_header(data))
             tiled = TiledJpeg.of_sizes(
-                parse_head(before.read_bytes()),
+                before.read_bytes(),
                 np.frombuffer(row_sizes[: len(row_sizes) // 2 * 2], "<u2"),
                 len(data),
             )

@@ -20,8 +20,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from seqtrack.data.heads import NotTiled
 from seqtrack.data.jpeg import START_OF_JPEG, JpegHeader, NotAPicture, check_complete, read_header
-from seqtrack.data.tiles import NotTiled, TiledJpeg
+from seqtrack.data.tiles import TiledJpeg
 from seqtrack.failures import explain
 from seqtrack.files import what_came_instead
 

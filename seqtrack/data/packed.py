@@ -29,8 +29,8 @@ from seqtrack.config import DataConfig
 from seqtrack.data.datasets import coco, got10k, lasot, trackingnet
 from seqtrack.data.datasets.index import FIRST_FRAME, FRAME_NAMES, HEAD, MISSING, ROW_SIZES, STILL, FrameIndex
 from seqtrack.data.datasets.layout import IncompleteSet
+from seqtrack.data.heads import NotTiled, parse_head
 from seqtrack.data.storage import DataError, Root, first_of, read_bytes
-from seqtrack.data.tiles import NotTiled, parse_head
 from seqtrack.failures import explain
 
 FORMAT = 1
@@ -216,9 +216,8 @@ def _find_fault(table: pa.Table, mark: Mark) -> str | None:
         return "a frame lies outside of its shard"
     if len(pc.unique(columns["sequence"])) < len(table):
         return "a sequence appears twice"
-    if any(
-        not path.startswith(f"{FOLDER}/") or ".." in path.split("/") for path in columns["shard"].unique().to_pylist()
-    ):
+    paths = columns["shard"].unique().to_pylist()
+    if any(not path.startswith(f"{FOLDER}/") or ".." in path.split("/") or "\0" in path for path in paths):
         return f"a shard lies outside of {FOLDER}"
     if mark.name in got10k.SETS and not mark.listed:
         return f"it does not say what {got10k.LIST} had"

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from seqtrack.data.datasets.index import HEAD, MISSING, ROW_SIZES, FrameIndex
+from seqtrack.data.heads import NotTiled
 from seqtrack.data.jpeg import is_cut_off
 from seqtrack.data.packed import Mark, find_fault_of_tiles, read_mark
 from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, read_bytes
-from seqtrack.data.tiles import NotTiled
 from seqtrack.data.tiling import tile
 
 ROW_GROUP_BYTES = 64 << 20

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seqtrack.data.heads import NotTiled, read_head
 from seqtrack.data.jpeg import NotAPicture, check_complete, read_header
-from seqtrack.data.tiles import NotTiled, decode, find_row_offsets, read_head
+from seqtrack.data.tiles import decode, find_row_offsets
 from seqtrack.errors import InputError
 
 TILE_MCUS, SMALLEST_TILE = 10, 5

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from seqtrack.config import Config, DataConfig
 from seqtrack.data.crops import Box, HugeCrop, Sample, cut_sample, part_inside, plan_cut
 from seqtrack.data.decoding import BrokenFrame, Frame, FrameDecoder, TiledFrame
+from seqtrack.data.heads import NotTiled
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.sampling import Draws, draw_sample, usable_sequences
 from seqtrack.data.storage import READS_AT_ONCE, DataError, Span, SpanReader, StoreError, read_bytes
@@ -137,7 +138,12 @@ class TripletSource:
         return self.decoder.open(self._name(place), self._get(ahead, place, Part()))
 
     def _tiles(self, place: Place) -> TiledJpeg | None:
-        return self.mixture.sets[place.set_number].index.tiles(place.row, place.frame)
+        """How a frame is decoded by tiles, or None if it has to be decoded as a whole."""
+        stored = self.mixture.sets[place.set_number].index.tiles(place.row, place.frame)
+        try:
+            return None if stored is None else TiledJpeg.of_sizes(*stored)
+        except NotTiled:
+            return None
 
     def _get(self, ahead: Mapping[Place, Piece], place: Place, part: Part) -> bytes:
         """A part of a frame, read now unless it was read ahead."""

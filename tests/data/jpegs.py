@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from seqtrack.data.decoding import FrameDecoder
+from seqtrack.data.heads import read_head
 from seqtrack.data.jpeg import read_header
-from seqtrack.data.tiles import TiledJpeg, find_row_offsets, read_head
+from seqtrack.data.tiles import TiledJpeg, find_row_offsets
 
 needs_jpegtran = pytest.mark.skipif(shutil.which("jpegtran") is None, reason="jpegtran is not installed")
 

@@ -14,6 +14,7 @@ import pytest
 from seqtrack.config import Config
 from seqtrack.data.open import open_index
 from seqtrack.data.storage import DataError
+from seqtrack.data.tiles import TiledJpeg
 from tests.data.jpegs import needs_jpegtran
 from tests.data.packs import ALL, FRAMES, assert_same_samples, local, source_of
 
@@ -148,11 +149,12 @@ def test_markers_that_are_overwritten_in_a_shard_give_the_pixels_of_the_whole_fr
     index = open_index(ALL, local(changeable))
     tree = shutil.copytree(wide_root, tmp_path / "tree")
     for row, frame in ((row, frame) for row in (0, 1) for frame in range(FRAMES)):
-        span, tiles = index.span(row, frame), index.tiles(row, frame)
+        span, stored = index.span(row, frame), index.tiles(row, frame)
         assert span is not None
         shard = changeable / span.path
         content = bytearray(shard.read_bytes())
-        if tiles is not None:
+        if stored is not None:
+            tiles = TiledJpeg.of_sizes(*stored)
             for top in range(0, tiles.grid.height, 3 * tiles.grid.mcu[1]):
                 end = span.start + tiles.byte_range(top + 1, top + 2)[1]
                 content[end - 2 : end] = b"\0\0"

@@ -155,6 +155,7 @@ def test_a_column_that_need_not_be_there_is_checked_where_it_is(tree: Path, tmp_
         ("sequence", lambda old: pa.array(["coin-1"] * len(old)), "a sequence appears twice"),
         ("sequence", lambda old: pa.array([None] * len(old), pa.string()), "it has gaps"),
         ("shard", lambda old: pa.array(["frames/../../x"] * len(old)), "a shard lies outside of frames"),
+        ("shard", lambda old: pa.array(["frames/\0.parquet"] * len(old)), "a shard lies outside of frames"),
         ("frame_start", lambda old: pa.array([[-1]] * len(old), old.type), "frame_start and visible are of different"),
     ],
 )

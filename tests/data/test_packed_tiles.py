@@ -14,12 +14,12 @@ from seqtrack.config import Config, DataConfig, DataTrainConfig, SyntheticConfig
 from seqtrack.data.datasets.synthetic import write_synthetic
 from seqtrack.data.datasets.synthetic_sets import KINDS, write_synthetic_set
 from seqtrack.data.decoding import FrameDecoder
+from seqtrack.data.heads import parse_head
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.open import open_data, open_index
 from seqtrack.data.packed import open_packed_set
 from seqtrack.data.packing import check_done, pack_shard, plan_shards
 from seqtrack.data.storage import DataError, Root, Span, SpanReader
-from seqtrack.data.tiles import parse_head
 from seqtrack.data.triplets import TripletSource
 from seqtrack.locations import child
 from tests.data.jpegs import needs_jpegtran

@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from seqtrack.data.decoding import BrokenFrame, TiledFrame
+from seqtrack.data.heads import NotTiled, read_head
 from seqtrack.data.jpeg import read_header
-from seqtrack.data.tiles import NotTiled, TiledJpeg, find_row_offsets, parse_head, read_head
+from seqtrack.data.tiles import TiledJpeg, find_row_offsets
 from tests.data.jpegs import (
     GOOD,
     MCU,
@@ -114,13 +115,6 @@ def test_what_is_not_tiled_is_refused(kind: str) -> None:
         find_row_offsets(UNFIT[kind], read_header(UNFIT[kind]))
 
 
-def test_a_scan_of_one_colour_among_three_is_no_tiled_jpeg() -> None:
-    start, end = GOOD.index(b"\xff\xda"), read_header(GOOD).scan
-    first_of_three = GOOD[:start] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" + GOOD[end:]
-    with pytest.raises(NotTiled, match="it has several scans"):
-        read_head(first_of_three, read_header(first_of_three))
-
-
 @pytest.mark.parametrize("kind", [kind for kind in UNFIT if kind not in ("12 bits", "arithmetic", "no width")])
 def test_what_is_not_tiled_is_never_shown_wrong_even_if_the_index_says_that_it_is(kind: str) -> None:
     """It is decoded as a whole, or broken if its size is another one."""
@@ -188,31 +182,18 @@ def test_a_tile_with_damaged_data_has_the_pixels_that_it_has_in_the_whole() -> N
         )
 
 
-def test_a_head_is_read_again_as_it_was() -> None:
-    for kind in MCU:
-        data = encode(200, 100, kind, interval=0)
-        data = data[:2] + b"\xff\xfe\x00\x0bseqtracks" + data[2:]
-        head = read_head(data, read_header(data))
-        assert parse_head(head.content) == head
-        assert b"seqtracks" not in head.content
-
-
-@pytest.mark.parametrize("content", [b"", b"text", GOOD[:300], GOOD, UNFIT["progressive"][:700]])
-def test_what_is_no_head_is_refused(content: bytes) -> None:
-    with pytest.raises(NotTiled):
-        parse_head(content)
-
-
 def test_sizes_of_rows_say_where_they_are() -> None:
     offsets = find_row_offsets(GOOD, read_header(GOOD))
-    tiled = TiledJpeg.of_sizes(read_head(GOOD, read_header(GOOD)), np.diff(offsets).astype(np.uint16), len(GOOD))
+    tiled = TiledJpeg.of_sizes(
+        read_head(GOOD, read_header(GOOD)).content, np.diff(offsets).astype(np.uint16), len(GOOD)
+    )
     assert [tiled.byte_range(16 * row + 1, 16 * row + 15)[1] for row in range(19)] == offsets[1:].tolist()
 
 
 def test_rows_larger_than_the_file_are_refused() -> None:
     sizes = np.diff(find_row_offsets(GOOD, read_header(GOOD))).astype(np.uint16)
     with pytest.raises(NotTiled, match="those of another file"):
-        TiledJpeg.of_sizes(read_head(GOOD, read_header(GOOD)), sizes, len(GOOD) - 700)
+        TiledJpeg.of_sizes(read_head(GOOD, read_header(GOOD)).content, sizes, len(GOOD) - 700)
 
 
 def test_only_the_rows_of_a_region_are_read() -> None:

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
+from seqtrack.data.heads import NotTiled, read_head
 from seqtrack.data.jpeg import read_header
-from seqtrack.data.tiles import NotTiled, TiledJpeg, find_row_offsets, parse_head, read_head
+from seqtrack.data.tiles import TiledJpeg, find_row_offsets
 from seqtrack.data.tiling import choose_interval, tile
 from seqtrack.errors import InputError
 from tests.data.jpegs import (
@@ -71,7 +72,7 @@ def test_a_tiled_file_says_where_its_rows_are() -> None:
         tiled.content, read_header(tiled.content)
     )[:-1].tolist()
     np.testing.assert_array_equal(
-        TiledJpeg.of_sizes(parse_head(tiled.head), sizes, len(tiled.content)).pixels(tiled.content, 30, 30, 90, 90),
+        TiledJpeg.of_sizes(tiled.head, sizes, len(tiled.content)).pixels(tiled.content, 30, 30, 90, 90),
         WHOLE.open("a", tiled.content).pixels(30, 30, 90, 90),
     )
 

@@ -14,7 +14,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from seqtrack.data.storage import Span
-from seqtrack.data.tiles import NotTiled, TiledJpeg, parse_head
 
 FRAME_NAMES = "frame_names"
 FIRST_FRAME = "first_frame"
@@ -56,7 +55,7 @@ class FrameIndex:
     other names, `frame_names` lists them (list of strings, empty for the other sequences). The index of a packed tree
     has three more (`packed.py`): `shard`, and `frame_start` and `frame_size` (lists of int64 and int32). If its frames
     are tiled, it also has `head` and `row_sizes` (lists of binary, both empty for a frame that could not be tiled):
-    `tiles.Head.content`, which is stored once where it is the same, and the bytes of each row of tiles as little-endian
+    `heads.Head.content`, which is stored once where it is the same, and the bytes of each row of tiles as little-endian
     uint16.
 
     `still` (bool) marks the sequences of an image set: one frame, which gives templates and search region alike.
@@ -141,20 +140,16 @@ class FrameIndex:
         size = int(self._sizes[place])
         return Span(self.shards[row], int(self._starts[place]), size) if size != MISSING else None
 
-    def tiles(self, row: int, frame: int) -> TiledJpeg | None:
-        """How a frame (from 0) of a packed tree is decoded by tiles, or None if it has to be decoded as a whole."""
+    def tiles(self, row: int, frame: int) -> tuple[bytes, NDArray[np.uint16], int] | None:
+        """What `tiles.TiledJpeg.of_sizes` needs for a frame (from 0) of a packed tree, or None if it is not tiled."""
         if HEAD not in self.table.column_names:
             return None
         place = self.offsets[row] + frame
         start, stop = self._row_size_offsets[place : place + 2].tolist()
         if start == stop:
             return None
-        row_sizes = self._row_size_bytes[start:stop].view("<u2")
         head = self._heads.dictionary[int(self._head_numbers[place])].as_py()
-        try:
-            return TiledJpeg.of_sizes(parse_head(head), row_sizes, int(self._sizes[place]))
-        except NotTiled:
-            return None
+        return head, self._row_size_bytes[start:stop].view("<u2"), int(self._sizes[place])
 
     @property
     def ends_in_shard(self) -> NDArray[np.int64]:
