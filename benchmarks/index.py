@@ -1,5 +1,7 @@
 """Measures time and memory for building the index of each training set from made-up annotations of its real size.
 
+LASOT_TILED is LaSOT packed with tiles: 45 rows of tiles in each frame, as 1280×720 pixels have.
+
 python benchmarks/index.py                       # all of them: about 1.5 GB in the temporary folder, 150,000 files
 python benchmarks/index.py --sets COCO17 --scale 0.01
 
@@ -18,15 +20,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pyarrow as pa
+from pyarrow import fs
 
 from seqtrack.config import Config
 from seqtrack.data.datasets.cache import VARIABLE
 from seqtrack.data.datasets.catalog import open_training_set
-from seqtrack.data.datasets.index import FrameIndex
+from seqtrack.data.datasets.index import FrameIndex, make_index
 from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.datasets.trackingnet import CHUNKS, SEQUENCES
-from seqtrack.data.storage import open_root
+from seqtrack.data.heads import read_head
+from seqtrack.data.jpeg import read_header
+from seqtrack.data.open import open_index
+from seqtrack.data.packing import plan_shards, write_index
+from seqtrack.data.shards import PackedShard, Tiles
+from seqtrack.data.storage import Root, open_root
 
 VIDEOS, FRAMES = 9335, 150  # of GOT-10k
 IMAGES, OBJECTS, CORNERS = 118_287, 860_001, 23  # of COCO; so many corners make 450 MB
@@ -49,6 +59,35 @@ def write_lasot(root: Path, scale: float) -> None:
         (sequence / "groundtruth.txt").write_text(text)
         (sequence / "full_occlusion.txt").write_text(flags)
         (sequence / "out_of_view.txt").write_text(flags)
+
+
+def write_tiled_lasot(root: Path, scale: float) -> None:
+    """The index of a packed tree, and shards of the right size without content."""
+    frames, rows = 2500, 45
+    names = [f"class{number // 20}-{number % 20 + 1}" for number in range(round(1400 * scale))]
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(1, 500, (frames * len(names), 4)).round().astype(np.float32)
+    index = make_index(
+        [name.partition("-")[0] for name in names],
+        names,
+        np.arange(len(names) + 1) * frames,
+        boxes,
+        np.ones(len(boxes), np.uint8),
+    )
+    jpeg = cv2.imencode(".jpg", np.zeros((720, 1280, 3), np.uint8), [cv2.IMWRITE_JPEG_RST_INTERVAL, 10])[1].tobytes()
+    head = read_head(jpeg, read_header(jpeg)).content
+    plan, shards = plan_shards(index), []
+    for path, held in plan.items():
+        count = frames * len(held)
+        sizes = rng.integers(1000, 2500, (count, rows)).astype("<u2")
+        of_frames = sizes.sum(1, dtype=np.int32) + len(head)
+        heads = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([head], pa.binary()))
+        of_rows = pa.array([one.tobytes() for one in sizes], pa.large_binary())
+        shards.append(PackedShard(np.cumsum(of_frames) - of_frames, of_frames, [], Tiles(heads, of_rows)))
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        with (root / path).open("wb") as file:
+            file.truncate(int(of_frames.sum()))
+    write_index(index, Root(fs.LocalFileSystem(), str(root)), plan, shards)
 
 
 def write_got10k(root: Path, scale: float) -> None:
@@ -111,6 +150,7 @@ def write_trackingnet(root: Path, scale: float) -> None:
 
 SETS: dict[str, Callable[[Path, float], None]] = {
     "LASOT": write_lasot,
+    "LASOT_TILED": write_tiled_lasot,
     "GOT10K_train_full": write_got10k,
     "COCO17": write_coco,
     "TRACKINGNET": write_trackingnet,
@@ -119,8 +159,11 @@ SETS: dict[str, Callable[[Path, float], None]] = {
 
 def open_set(name: str, folder: str) -> FrameIndex:
     root = open_root(folder)
+    settings = Config().with_settings({"DATA.SPLIT": "all"}).DATA
     if name == "LASOT":
-        return build_index(Config().with_settings({"DATA.SPLIT": "all"}).DATA, root)
+        return build_index(settings, root)
+    if name == "LASOT_TILED":
+        return open_index(settings, root)
     return open_training_set(name, root, partial_set=True)
 
 

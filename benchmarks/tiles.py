@@ -23,9 +23,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from seqtrack.data.decoding import FrameDecoder
+from seqtrack.data.decoding import FrameDecoder, TiledFrame
+from seqtrack.data.heads import NotTiled, read_head
 from seqtrack.data.jpeg import read_header
-from seqtrack.data.tiles import TiledJpeg, find_row_offsets, tile
+from seqtrack.data.tiles import TiledJpeg, find_row_offsets
+from seqtrack.data.tiling import TiledFile, tile
 
 FRAMES, ROUNDS, PER_PICTURE = 40, 5, 100
 CROPS = (160, 272, 400, 600)
@@ -43,7 +45,7 @@ def main() -> None:
     frames = list(read_frames(arguments.source))
     pairs = measure_tiling(frames)
     measure_crops(pairs)
-    compare(itertools.cycle([tiled for _, tiled in pairs]), arguments.regions)
+    compare(itertools.cycle([tiled.content for _, tiled in pairs]), arguments.regions)
 
 
 def read_frames(source: Path) -> Iterator[bytes]:
@@ -61,56 +63,80 @@ def read_frames(source: Path) -> Iterator[bytes]:
             yield cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 50])[1].tobytes()
 
 
-def measure_tiling(frames: list[bytes]) -> list[tuple[bytes, bytes]]:
+def tile_or_none(frame: bytes) -> TiledFile | None:
+    try:
+        return tile(frame)
+    except NotTiled:
+        return None
+
+
+def measure_tiling(frames: list[bytes]) -> list[tuple[bytes, TiledFile]]:
     """Each frame that can be tiled, before and after."""
     began = time.perf_counter()
-    results = [tile(frame) for frame in frames]
+    results = [tile_or_none(frame) for frame in frames]
     alone = len(frames) / (time.perf_counter() - began)
     began = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(tile, frames))
+        list(pool.map(tile_or_none, frames))
     together = len(frames) / (time.perf_counter() - began)
     pairs = [(frame, tiled) for frame, tiled in zip(frames, results, strict=True) if tiled is not None]
     if not pairs:
         raise SystemExit(f"none of {len(frames)} frames can be tiled")
-    before, after = (sum(map(len, contents)) for contents in zip(*pairs, strict=True))
+    before, after = sum(len(frame) for frame, _ in pairs), sum(len(tiled.content) for _, tiled in pairs)
     print(
         f"{len(pairs)} of {len(frames)} frames can be tiled; {before / len(pairs) / 1000:.0f} KB each, "
-        f"{100 * (after / before - 1):+.1f} % as tiles"
+        f"{100 * (after / before - 1):+.1f} % as tiles, {len({tiled.head for _, tiled in pairs})} different heads"
     )
     print(f"tiling and comparing: {alone:.0f} frames/s, two threads {together:.0f} frames/s")
     return pairs
 
 
-def measure_crops(pairs: list[tuple[bytes, bytes]]) -> None:
+def tiled_frame(tiled: TiledFile) -> tuple[TiledFrame, list[int]]:
+    """A frame as it is opened from a packed tree, and the bytes that it read, each time."""
+    content, read = tiled.content, []
+
+    def part(start: int, stop: int | None) -> bytes:
+        read.append(len(content[start:stop]))
+        return content[start:stop]
+
+    sizes = np.frombuffer(tiled.row_sizes, "<u2")
+    return TiledFrame("a", TiledJpeg.of_sizes(tiled.head, sizes, len(content)), part), read
+
+
+def measure_crops(pairs: list[tuple[bytes, TiledFile]]) -> None:
     """Prints time and bytes of a crop, for each size of crops and each way to decode."""
     whole, by_region = FrameDecoder(by_region=False), FrameDecoder()
-    offsets = [find_row_offsets(tiled, read_header(tiled)) for _, tiled in pairs]
     ways: dict[str, Callable[[int, Region], object]] = {
         "whole frame": lambda number, region: whole.open("a", pairs[number][0]).pixels(*region),
         "nvimgcodec": lambda number, region: by_region.open("a", pairs[number][0]).pixels(*region),
-        "tiles": lambda number, region: whole.open("a", pairs[number][1], offsets[number]).pixels(*region),
+        "tiles": lambda number, region: tiled_frame(pairs[number][1])[0].pixels(*region),
     }
     print(
-        "crop   " + "".join(f"{way + ', ms':>17}" for way in ways) + "   whole/tiles   nvimgcodec/tiles   KB of tiles"
+        "crop   "
+        + "".join(f"{way + ', ms':>17}" for way in ways)
+        + "   whole/tiles   nvimgcodec/tiles   KB read   share"
     )
     for side in CROPS:
         times: dict[str, list[float]] = {way: [] for way in ways}
-        sizes = []
+        sizes, shares = [], []
         generator = random.Random(side)
         for number in [*range(len(pairs))] * ROUNDS:
             tiled = pairs[number][1]
-            header = read_header(tiled)
+            header = read_header(tiled.content)
             region = crop_of(generator, side, header.width, header.height)
             for way, decode in ways.items():
                 began = time.perf_counter()
                 decode(number, region)
                 times[way].append(1000 * (time.perf_counter() - began))
-            sizes.append(len(TiledJpeg(tiled, header, offsets[number]).small_jpeg(tiled, *region)[0]) / 1000)
+            frame, read = tiled_frame(tiled)
+            frame.pixels(*region)
+            sizes.append(sum(read) / 1000)
+            shares.append(sum(read) / len(tiled.content))
         medians = {way: statistics.median(values) for way, values in times.items()}
         print(f"{f'{side}²':<7}" + "".join(f"{value:17.2f}" for value in medians.values()), end="")
         print(f"{medians['whole frame'] / medians['tiles']:14.1f}", end="")
-        print(f"{medians['nvimgcodec'] / medians['tiles']:19.1f}{statistics.median(sizes):14.1f}")
+        print(f"{medians['nvimgcodec'] / medians['tiles']:19.1f}{statistics.median(sizes):10.1f}", end="")
+        print(f"{100 * statistics.mean(shares):6.0f} %")
 
 
 def crop_of(generator: random.Random, side: int, width: int, height: int) -> Region:
@@ -130,7 +156,7 @@ def compare(tiled: Iterator[bytes], regions: int) -> None:
         content = next(tiled) if turn % 2 else noise(generator)
         header = read_header(content)
         picture = whole.open("a", content).pixels(0, 0, header.width, header.height)
-        parts = TiledJpeg(content, header, find_row_offsets(content, header))
+        parts = TiledJpeg(read_head(content, header), find_row_offsets(content, header))
         for _ in range(min(PER_PICTURE, regions - done)):
             left, top = generator.randrange(header.width), generator.randrange(header.height)
             right, bottom = generator.randint(left + 1, header.width), generator.randint(top + 1, header.height)

@@ -16,7 +16,7 @@ import torch
 
 from seqtrack.cluster.connect import forget_dead_cluster
 from seqtrack.config import Config, SyntheticConfig, parse_config
-from seqtrack.data import packing
+from seqtrack.data import packing, shards
 from seqtrack.data.datasets.cache import VARIABLE
 from seqtrack.data.datasets.synthetic import write_synthetic
 from seqtrack.data.datasets.synthetic_sets import KINDS, write_synthetic_set
@@ -86,7 +86,7 @@ def tree(lasot_root: Path, tmp_path: Path) -> Path:
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes shards so small that each sequence has its own, with several row groups."""
     monkeypatch.setattr(packing, "FRAMES_PER_SHARD", 20)
-    monkeypatch.setattr(packing, "ROW_GROUP_BYTES", 20_000)
+    monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 20_000)
 
 
 @pytest.fixture

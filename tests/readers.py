@@ -28,6 +28,7 @@ from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.datasets.synthetic import write_synthetic
 from seqtrack.data.datasets.synthetic_sets import KINDS, write_synthetic_set
 from seqtrack.data.decoding import FrameDecoder
+from seqtrack.data.heads import read_head
 from seqtrack.data.jpeg import NotAPicture, check_complete, read_header
 from seqtrack.data.open import open_index
 from seqtrack.data.packed import INDEX, check_shards_exist
@@ -281,27 +282,33 @@ def training_sets(folder: Path) -> Reader:
 
 
 def tiles(folder: Path) -> Reader:
-    """A JPEG with restart markers, and where its rows of tiles are."""
+    """A JPEG with restart markers, and what an index has of it: its head, and the sizes of its rows of tiles."""
     image = np.random.RandomState(0).randint(0, 256, (60, 160, 3)).astype(np.uint8)
     jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_RST_INTERVAL, 5])[1].tobytes()
-    offsets = find_row_offsets(jpeg, read_header(jpeg))
-    frame, places = folder / "frame.jpg", folder / "offsets"
-    write(frame, jpeg)
-    write(places, offsets.tobytes())
+    header = read_header(jpeg)
+    head = read_head(jpeg, header).content
+    sizes = np.diff(find_row_offsets(jpeg, header)).astype("<u2").tobytes()
+    frame, rows, before = folder / "frame.jpg", folder / "row_sizes", folder / "head"
+    for path, content in ((frame, jpeg), (rows, sizes), (before, head)):
+        write(path, content)
 
     def read() -> None:
-        data, place = frame.read_bytes(), places.read_bytes()
-        row_offsets = np.frombuffer(place[: len(place) // 4 * 4], np.int32)
+        data, row_sizes = frame.read_bytes(), rows.read_bytes()
         try:
-            header = read_header(data)
-            check_complete(data, header)
-            part = TiledJpeg(data, header, row_offsets).pixels(data, 70, 10, 100, 30)
-            find_row_offsets(data, header)  # only then has a damaged file the same pixels as a whole
+            check_complete(data, read_header(data))
+            tiled = TiledJpeg.of_sizes(
+                before.read_bytes(),
+                np.frombuffer(row_sizes[: len(row_sizes) // 2 * 2], "<u2"),
+                len(data),
+            )
+            part = tiled.pixels(data, 70, 10, 100, 30)
+            find_row_offsets(data, read_header(data))  # only then has a damaged file the same pixels as a whole
         except NotAPicture as error:
             raise InputError(str(error)) from error
-        np.testing.assert_array_equal(part, FrameDecoder(by_region=False).open("a", data).pixels(70, 10, 100, 30))
+        if before.read_bytes() == read_head(data, read_header(data)).content:
+            np.testing.assert_array_equal(part, FrameDecoder(by_region=False).open("a", data).pixels(70, 10, 100, 30))
 
-    originals = [Original(path.name, path.read_bytes(), partial(write, path)) for path in (frame, places)]
+    originals = [Original(path.name, path.read_bytes(), partial(write, path)) for path in (frame, rows, before)]
     return Reader(originals, read, (b"\xff\xd0", b"\xff\xd7", b"\xff\xd9", b"\xff\xff", b"\xff\xdd\x00\x04\x00\x01"))
 
 

@@ -44,6 +44,16 @@ class Region(NamedTuple):
     side: int
 
 
+class Cut(NamedTuple):
+    """One crop of a sample, as it is known before a pixel is read."""
+
+    target: Box
+    """(4,) the target in the frame, or in its mirror image if the whole sample is mirrored."""
+    around: Box
+    """(4,) the jittered box that the crop is cut around."""
+    region: Region
+
+
 class Sample(NamedTuple):
     """One triplet: the crops and the search target."""
 
@@ -78,23 +88,35 @@ def crop_region(box_xywh: NDArray[np.floating], factor: float) -> Region:
     return Region(left=round(x + 0.5 * w - side * 0.5), top=round(y + 0.5 * h - side * 0.5), side=side)
 
 
-def crop_image(frame: Frame, region: Region, size: int, mirrored: bool = False, grayscale: bool = False) -> Image:
-    """Cuts the region out, black outside the frame, and resizes it to (size, size, 3).
+def part_inside(region: Region, width: int, height: int) -> tuple[int, int, int, int] | None:
+    """Left, top, right and bottom edge of what a crop shows of a frame, or None if that is nothing.
 
-    `mirrored`: the region lies in the frame's mirror image. If the region passes the right or bottom edge, the
-    frame's last column or row is black too: the published implementation pads one pixel more than is missing there.
+    If the region passes the right or bottom edge, the frame's last column or row is left out: the published
+    implementation pads one pixel more than is missing there.
     """
     left, top, side = region
     right, bottom = left + side, top + side
     x0, y0 = max(left, 0), max(top, 0)
-    x1 = frame.width - 1 if right >= frame.width else right
-    y1 = frame.height - 1 if bottom >= frame.height else bottom
-    if x1 <= x0 or y1 <= y0:
+    x1 = width - 1 if right >= width else right
+    y1 = height - 1 if bottom >= height else bottom
+    return None if x1 <= x0 or y1 <= y0 else (x0, y0, x1, y1)
+
+
+def crop_image(frame: Frame, region: Region, size: int, mirrored: bool = False, grayscale: bool = False) -> Image:
+    """Cuts the region out, black outside of `part_inside`, and resizes it to (size, size, 3).
+
+    `mirrored`: the region lies in the frame's mirror image.
+    """
+    part = part_inside(region, frame.width, frame.height)
+    if part is None:
         return np.zeros((size, size, 3), np.uint8)
+    x0, y0, x1, y1 = part
     if mirrored:
         square = cv2.flip(frame.pixels(frame.width - x1, y0, frame.width - x0, y1), 1)
     else:
         square = frame.pixels(x0, y0, x1, y1)
+    left, top, side = region
+    right, bottom = left + side, top + side
     if square.shape[:2] != (side, side):
         square = cv2.copyMakeBorder(square, y0 - top, bottom - y1, x0 - left, right - x1, cv2.BORDER_CONSTANT)
     if grayscale:  # before the resize, as published; the two do not commute to the last bit
@@ -112,6 +134,27 @@ def box_in_crop(box_xywh: Box, crop_box_xywh: Box, region: Region, size: int) ->
     return (np.concatenate((centre - half * extent, extent)) / np.float32(size - 1)).astype(np.float32)
 
 
+def plan_cut(draws: Draws, position: int, boxes_xywh: Box, width: int, settings: DataConfig) -> Cut | None:
+    """What the crop of this position (templates first) shows of its frame, which is `width` pixels wide.
+
+    `boxes_xywh`: (F, 4) boxes of the drawn sequence. None if the crop would be smaller than a pixel. Raises HugeCrop.
+    """
+    section = _section(draws, position, settings)
+    number = draws.frames[position]
+    target = boxes_xywh[number]
+    if draws.joint_flip:
+        # x -> (W - 1) - x on both corners: the new left edge is the old right one.
+        target = target.copy()
+        target[0] = np.float32(width - 1) - (target[0] + target[2])
+    around = jitter_box(target, draws.normal[position], draws.uniform[position], section)
+    region = crop_region(around, section.FACTOR)
+    if region.side < 1:
+        return None
+    if region.side > MAX_CROP_SIDE:
+        raise HugeCrop(number, target, region.side)
+    return Cut(target, around, region)
+
+
 def cut_sample(
     draws: Draws, boxes_xywh: Box, open_frame: Callable[[int], Frame], settings: DataConfig
 ) -> Sample | None:
@@ -120,27 +163,23 @@ def cut_sample(
     `boxes_xywh`: (F, 4) boxes of the drawn sequence. `open_frame(number)` opens frame `number`, from 0; its errors and
     those of the frame are passed on. Raises HugeCrop.
     """
-    frames = len(draws.frames)
-    sections: list[SearchConfig] = [settings.TEMPLATE] * (frames - 1) + [settings.SEARCH]
     crops: list[Image] = []
     box_xywh = np.zeros(4, np.float32)
-    for position, (number, section) in enumerate(zip(draws.frames, sections, strict=True)):
+    for position, number in enumerate(draws.frames):
         frame = open_frame(number)
-        target = boxes_xywh[number]
-        if draws.joint_flip:
-            # x -> (W - 1) - x on both corners: the new left edge is the old right one.
-            target = target.copy()
-            target[0] = np.float32(frame.width - 1) - (target[0] + target[2])
-        crop_box = jitter_box(target, draws.normal[position], draws.uniform[position], section)
-        region = crop_region(crop_box, section.FACTOR)
-        if region.side < 1:
+        cut = plan_cut(draws, position, boxes_xywh, frame.width, settings)
+        if cut is None:
             return None
-        if region.side > MAX_CROP_SIDE:
-            raise HugeCrop(number, target, region.side)
-        crop = crop_image(frame, region, section.SIZE, draws.joint_flip, draws.grayscale)
-        box_xywh = box_in_crop(target, crop_box, region, section.SIZE)
+        size = _section(draws, position, settings).SIZE
+        crop = crop_image(frame, cut.region, size, draws.joint_flip, draws.grayscale)
+        box_xywh = box_in_crop(cut.target, cut.around, cut.region, size)
         if draws.flips[position]:
             crop = crop[:, ::-1]
             box_xywh[0] = np.float32(1) - box_xywh[0] - box_xywh[2]
         crops.append(crop)
     return Sample(np.stack(crops[:-1]), np.ascontiguousarray(crops[-1]), box_xywh, draws.brightness)
+
+
+def _section(draws: Draws, position: int, settings: DataConfig) -> SearchConfig:
+    """The settings of a crop: the last is the search region, the others are templates."""
+    return settings.SEARCH if position == len(draws.frames) - 1 else settings.TEMPLATE

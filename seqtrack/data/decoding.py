@@ -4,7 +4,7 @@ Which pixels a file stands for is decided once: those that OpenCV's `imread` sho
 So a picture is turned as its EXIF orientation says, grey and palettes become RGB, 16 bits become 8, and alpha is left
 out, whatever the file is called. With nvidia-nvimgcodec only the part of a JPEG that is asked for is decoded. It gives
 the same pixels (`tests/data/test_decoding.py`), and OpenCV decodes the kinds for which it would not, so which library a
-machine has does not matter to a run. Nor does it matter whether a JPEG is decoded by tiles (`tiles.py`).
+machine has does not matter to a run. Nor does it matter whether a JPEG is read and decoded by tiles (`tiles.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -20,8 +20,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from seqtrack.data.heads import NotTiled
 from seqtrack.data.jpeg import START_OF_JPEG, JpegHeader, NotAPicture, check_complete, read_header
-from seqtrack.data.tiles import NotTiled, TiledJpeg
+from seqtrack.data.tiles import TiledJpeg
 from seqtrack.failures import explain
 from seqtrack.files import what_came_instead
 
@@ -76,11 +77,8 @@ class FrameDecoder:
     def __reduce__(self) -> tuple[type[FrameDecoder], tuple[bool]]:
         return FrameDecoder, (self._by_region,)  # another process makes its own decoder
 
-    def open(self, name: str, data: bytes, row_offsets: NDArray[np.int32] | None = None) -> Frame:
-        """Opens a frame; `name` is its name in errors. Raises BrokenFrame if the bytes are not a complete picture.
-
-        `row_offsets`: where the tiles of a tiled JPEG are (`tiles.find_row_offsets`), if that is known.
-        """
+    def open(self, name: str, data: bytes) -> Frame:
+        """Opens a frame; `name` is its name in errors. Raises BrokenFrame if the bytes are not a complete picture."""
         header = None
         if data.startswith(START_OF_JPEG):
             try:
@@ -88,31 +86,30 @@ class FrameDecoder:
                 check_complete(data, header)  # decoders would accept the upper part of a picture
             except NotAPicture as error:
                 raise BrokenFrame(f"{name} cannot be read ({error})") from error
-        if header is not None and row_offsets is not None:
-            try:
-                return _TiledFrame(name, data, TiledJpeg(data, header, row_offsets))
-            except NotTiled:
-                pass  # the other ways decode every JPEG
         if header is not None and self._library is not None and _both_agree(header):
             return _RegionFrame(name, data, header, self._library, self._decoder)
         return ArrayFrame(_decode_whole(name, data))
 
 
-class _TiledFrame:
-    """A JPEG that is decoded by tiles, and as a whole where its restart markers are damaged."""
+class TiledFrame:
+    """A JPEG of which only the rows of tiles are read that are needed, and all of it where these are damaged."""
 
-    def __init__(self, name: str, data: bytes, tiles: TiledJpeg) -> None:
-        self._name, self._data, self._tiles = name, data, tiles
+    def __init__(self, name: str, tiles: TiledJpeg, read: Callable[[int, int | None], bytes]) -> None:
+        """`read(start, stop)` gives these bytes of the file, to its end for None. Its errors are passed on."""
+        self._name, self._tiles, self._read = name, tiles, read
         self.width, self.height = tiles.grid.width, tiles.grid.height
-        self._whole: Image | None = None
+        self._whole: Frame | None = None
 
     def pixels(self, left: int, top: int, right: int, bottom: int) -> Image:
         if self._whole is None:
+            start, stop = self._tiles.byte_range(top, bottom)
             try:
-                return self._tiles.pixels(self._data, left, top, right, bottom)
+                return self._tiles.pixels(self._read(start, stop), left, top, right, bottom, start)
             except NotTiled:
-                self._whole = _decode_whole(self._name, self._data)
-        return self._whole[top:bottom, left:right]
+                self._whole = FrameDecoder(by_region=False).open(self._name, self._read(0, None))
+            if (self._whole.width, self._whole.height) != (self.width, self.height):
+                raise BrokenFrame(f"{self._name} cannot be read (it is another picture than was packed)")
+        return self._whole.pixels(left, top, right, bottom)
 
 
 class _RegionFrame:

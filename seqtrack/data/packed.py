@@ -5,6 +5,9 @@ shard has a row per frame: `sequence`, `frame` (from 1), `size` and `jpeg`, the 
 read it. The column `jpeg` is written without compression or encoding, in one page per row group, so the bytes of a
 frame lie in one piece and can be read as one range. `packing.py` writes all of this.
 
+Where frames were tiled (`tiling.py`), `jpeg` is the tiled file, and shards and index have two more columns, `head` and
+`row_sizes` (`FrameIndex`). With these, training reads only the rows of tiles that a crop needs.
+
 An image of COCO is stored once, as frame 1 of a sequence that has the name of its file, and every object that it shows
 points to it.
 """
@@ -16,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,8 +27,9 @@ from pyarrow import fs
 
 from seqtrack.config import DataConfig
 from seqtrack.data.datasets import coco, got10k, lasot, trackingnet
-from seqtrack.data.datasets.index import FIRST_FRAME, FRAME_NAMES, MISSING, STILL, FrameIndex
+from seqtrack.data.datasets.index import FIRST_FRAME, FRAME_NAMES, HEAD, MISSING, ROW_SIZES, STILL, FrameIndex
 from seqtrack.data.datasets.layout import IncompleteSet
+from seqtrack.data.heads import NotTiled, parse_head
 from seqtrack.data.storage import DataError, Root, first_of, read_bytes
 from seqtrack.failures import explain
 
@@ -41,6 +46,11 @@ COLUMNS = {
     "frame_size": pa.large_list(pa.int32()),
 }
 """What `index.parquet` must have."""
+TILED = {
+    HEAD: pa.large_list(pa.dictionary(pa.int32(), pa.binary())),
+    ROW_SIZES: pa.large_list(pa.large_binary()),
+}
+"""What it must have beside that if frames are tiled, and may not have otherwise."""
 OPTIONAL = {FRAME_NAMES: pa.large_list(pa.string()), FIRST_FRAME: pa.string(), STILL: pa.bool_()}
 """What it may have beside that."""
 OTHER_COLUMNS = {
@@ -61,6 +71,8 @@ class Mark(NamedTuple):
     """Which data set it is of. Only packed LaSOT trees do not say it: they are older than the others."""
     listed: tuple[str, ...] = ()
     """Names in GOT-10k's `list.txt`, whose rows its sets are lists of. Other sets, and shards, have none."""
+    tiled: bool = False
+    """Whether frames were tiled, as far as they can be."""
 
     def metadata(self) -> dict[str, str]:
         """The mark in the form that Parquet keeps beside a schema."""
@@ -69,6 +81,8 @@ class Mark(NamedTuple):
             mark["set"] = self.name
         if self.listed:
             mark["listed"] = list(self.listed)
+        if self.tiled:
+            mark["tiled"] = True
         return {"seqtrack": json.dumps(mark)}
 
 
@@ -80,7 +94,7 @@ def read_packed_index(root: Root, name: str = lasot.SET) -> pa.Table:
     """All of `index.parquet`, each column in one piece. Raises DataError, also if it is of another set than `name`."""
     path = f"{root.path}/{INDEX}"
     try:
-        table = pq.read_table(pa.BufferReader(read_bytes(root, INDEX)))
+        table = pq.read_table(pa.BufferReader(read_bytes(root, INDEX)), page_checksum_verification=True)
         table.validate(full=True)
         table = table.combine_chunks()
     except Exception as error:  # Arrow raises many types for a file that is damaged
@@ -104,7 +118,7 @@ def select_packed(settings: DataConfig, root: Root) -> FrameIndex:
 
     rows = {name: row for row, name in enumerate(names)}
     selected = [rows[name] for name in lasot.select_sequences(settings, root, find)]
-    return FrameIndex(table.take(selected).combine_chunks())
+    return FrameIndex(_take(table, selected))
 
 
 def open_packed_set(
@@ -125,7 +139,7 @@ def open_packed_set(
         selection = got10k.choose_sequences(name, read_mark(table.schema, INDEX).listed, names)
         if selection.names != names and selection.names:
             rows = {sequence: row for row, sequence in enumerate(names)}
-            table = table.take([rows[sequence] for sequence in selection.names]).combine_chunks()
+            table = _take(table, [rows[sequence] for sequence in selection.names])
         lacking, partial_set = selection.lacking(name), partial_set and bool(selection.names)
     elif name == trackingnet.SET:
         lacking = trackingnet.explain_lacking(
@@ -138,6 +152,11 @@ def open_packed_set(
     index = FrameIndex(table)
     check_shards_exist(index, root)
     return index
+
+
+def _take(table: pa.Table, rows: list[int]) -> pa.Table:
+    """These rows of a table. All of them are no copy, which matters to the index of a large tree."""
+    return table if rows == list(range(len(table))) else table.take(rows).combine_chunks()
 
 
 def check_shards_exist(index: FrameIndex, root: Root) -> None:
@@ -159,10 +178,10 @@ def read_mark(schema: pa.Schema, path: str) -> Mark:
     except (ValueError, RecursionError):
         mark = None
     if isinstance(mark, dict) and mark.get("format") == FORMAT:
-        name, listed = mark.get("set", lasot.SET), mark.get("listed", [])
+        name, listed, tiled = mark.get("set", lasot.SET), mark.get("listed", []), mark.get("tiled", False)
         texts = [name, *listed] if isinstance(listed, list) else [None]
-        if all(isinstance(text, str) for text in texts) and name in OTHER_COLUMNS:
-            return Mark(str(mark.get("fingerprint")), name, tuple(listed))
+        if all(isinstance(text, str) for text in texts) and name in OTHER_COLUMNS and isinstance(tiled, bool):
+            return Mark(str(mark.get("fingerprint")), name, tuple(listed), tiled)
     raise DataError(f"{path}: was not written by this version of `seqtrack pack`")
 
 
@@ -170,6 +189,9 @@ def _find_fault(table: pa.Table, mark: Mark) -> str | None:
     """What is wrong with the content of `index.parquet`, or None."""
     present = {name: kind for name, kind in OPTIONAL.items() if name in table.column_names}
     wanted = COLUMNS | {name: OPTIONAL[name] for name in OTHER_COLUMNS[mark.name]} | present
+    wanted |= TILED if mark.tiled else {}
+    if not mark.tiled and not TILED.keys().isdisjoint(table.column_names):
+        return "its frames are tiled, but it does not say so"
     for name, kind in wanted.items():
         if name not in table.column_names or table.schema.field(name).type != kind:
             return f"it has no column {name} of {kind}"
@@ -184,7 +206,7 @@ def _find_fault(table: pa.Table, mark: Mark) -> str | None:
         named = columns[FRAME_NAMES].value_lengths()
         if not all(count in (0, of) for count, of in zip(named.to_pylist(), frames.to_pylist(), strict=True)):
             return f"{FRAME_NAMES} and visible are of different lengths"
-    for name in ("boxes_xywh", "frame_start", "frame_size"):
+    for name in ("boxes_xywh", "frame_start", "frame_size", *(TILED if mark.tiled else ())):
         if columns[name].value_lengths() != frames:
             return f"{name} and visible are of different lengths"
     if STILL in columns and pc.any(pc.and_(columns[STILL], pc.not_equal(frames, 1))).as_py():
@@ -194,10 +216,24 @@ def _find_fault(table: pa.Table, mark: Mark) -> str | None:
         return "a frame lies outside of its shard"
     if len(pc.unique(columns["sequence"])) < len(table):
         return "a sequence appears twice"
-    if any(
-        not path.startswith(f"{FOLDER}/") or ".." in path.split("/") for path in columns["shard"].unique().to_pylist()
-    ):
+    paths = columns["shard"].unique().to_pylist()
+    if any(not path.startswith(f"{FOLDER}/") or ".." in path.split("/") or "\0" in path for path in paths):
         return f"a shard lies outside of {FOLDER}"
     if mark.name in got10k.SETS and not mark.listed:
         return f"it does not say what {got10k.LIST} had"
+    return find_fault_of_tiles(columns[HEAD].flatten(), columns[ROW_SIZES].flatten()) if mark.tiled else None
+
+
+def find_fault_of_tiles(heads: pa.DictionaryArray, row_sizes: pa.LargeBinaryArray) -> str | None:
+    """What is wrong with `head` and `row_sizes` of these frames, or None."""
+    if heads.dictionary.null_count or heads.null_count or row_sizes.null_count:
+        return "it has gaps"
+    sizes = np.zeros(len(heads.dictionary), np.int64)
+    for number, head in enumerate(heads.dictionary.to_pylist()):
+        try:
+            sizes[number] = 2 * parse_head(head).grid.rows if head else 0
+        except NotTiled as reason:
+            return f"a head is not that of a tiled JPEG: {reason}"
+    if (pc.binary_length(row_sizes).to_numpy() != sizes[heads.indices.to_numpy()]).any():
+        return f"{ROW_SIZES} and {HEAD} are of different numbers of rows"
     return None

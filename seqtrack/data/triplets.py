@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.config import Config, DataConfig
-from seqtrack.data.crops import HugeCrop, Sample, cut_sample
-from seqtrack.data.decoding import BrokenFrame, Frame, FrameDecoder
+from seqtrack.data.crops import Box, HugeCrop, Sample, cut_sample, part_inside, plan_cut
+from seqtrack.data.decoding import BrokenFrame, Frame, FrameDecoder, TiledFrame
+from seqtrack.data.heads import NotTiled
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.sampling import Draws, draw_sample, usable_sequences
-from seqtrack.data.storage import READS_AT_ONCE, DataError, SpanReader, StoreError, read_bytes
+from seqtrack.data.storage import READS_AT_ONCE, DataError, Span, SpanReader, StoreError, read_bytes
+from seqtrack.data.tiles import TiledJpeg
 
 MAX_ATTEMPTS = 100
 
@@ -34,7 +36,26 @@ class Place(NamedTuple):
     frame: int
 
 
-NONE_READ: Mapping[Place, bytes] = MappingProxyType({})
+class Part(NamedTuple):
+    """Bytes of a frame's file, to its end if `stop` is None."""
+
+    start: int = 0
+    stop: int | None = None
+
+    def joined(self, other: Part) -> Part:
+        """The least part that has both."""
+        stop = None if self.stop is None or other.stop is None else max(self.stop, other.stop)
+        return Part(min(self.start, other.start), stop)
+
+
+class Piece(NamedTuple):
+    """A part of a frame's file that was read."""
+
+    part: Part
+    content: bytes
+
+
+NONE_READ: Mapping[Place, Piece] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -77,19 +98,18 @@ class TripletSource:
         for number in numbers:
             yield self.sample(number, ahead)
 
-    def sample(self, number: int, ahead: Mapping[Place, bytes] = NONE_READ) -> tuple[Sample, list[str]]:
+    def sample(self, number: int, ahead: Mapping[Place, Piece] = NONE_READ) -> tuple[Sample, list[str]]:
         """Sample `number` (from 0, over the whole run), and one line for each broken frame met on the way.
 
-        `ahead`: bytes of frames already read. Raises DataError after 100 draws without a valid sample, and
+        `ahead`: what was already read of frames. Raises DataError after 100 draws without a valid sample, and
         StoreError if an object store does not deliver a frame, because substituting a frame would change the run.
         """
         problems: list[str] = []
         for attempt in range(MAX_ATTEMPTS):
             which, draws = self.draw(number, attempt)
-            index = self.mixture.sets[which].index
-            if index.stills[draws.sequence] and not len(index.visible_frames(draws.sequence)):
-                continue  # an object whose box has no size
-            boxes = index.boxes_xywh(draws.sequence)
+            boxes = self._boxes(which, draws)
+            if boxes is None:
+                continue
             open_frame = partial(self._open_frame, ahead, which, draws.sequence)
             try:
                 sample = cut_sample(draws, boxes, open_frame, self.settings)
@@ -104,9 +124,36 @@ class TripletSource:
         seen = f"; broken frames: {'; '.join(problems[:5])}" if problems else ""
         raise DataError(f"sample {number}: no valid draw in {MAX_ATTEMPTS} attempts{seen}")
 
-    def _open_frame(self, ahead: Mapping[Place, bytes], which: int, row: int, frame: int) -> Frame:
+    def _boxes(self, which: int, draws: Draws) -> Box | None:
+        """The boxes of the drawn sequence, or None for an object whose box has no size."""
+        index = self.mixture.sets[which].index
+        if index.stills[draws.sequence] and not len(index.visible_frames(draws.sequence)):
+            return None
+        return index.boxes_xywh(draws.sequence)
+
+    def _open_frame(self, ahead: Mapping[Place, Piece], which: int, row: int, frame: int) -> Frame:
         place = Place(which, row, frame)
-        return self.decoder.open(self._name(place), ahead[place] if place in ahead else self._read(place))
+        tiles = self._tiles(place)
+        if tiles is not None:
+            return TiledFrame(self._name(place), tiles, lambda start, stop: self._get(ahead, place, Part(start, stop)))
+        return self.decoder.open(self._name(place), self._get(ahead, place, Part()))
+
+    def _tiles(self, place: Place) -> TiledJpeg | None:
+        """How a frame is decoded by tiles, or None if it has to be decoded as a whole."""
+        stored = self.mixture.sets[place.set_number].index.tiles(place.row, place.frame)
+        try:
+            return None if stored is None else TiledJpeg.of_sizes(*stored)
+        except NotTiled:
+            return None
+
+    def _get(self, ahead: Mapping[Place, Piece], place: Place, part: Part) -> bytes:
+        """A part of a frame, read now unless it was read ahead."""
+        if place in ahead:
+            had, content = ahead[place]
+            if had.joined(part) == had:
+                stop = None if part.stop is None else part.stop - had.start
+                return content[part.start - had.start : stop]
+        return self._read(place, part)
 
     def _name(self, place: Place) -> str:
         """A frame in messages: its path below its root, and its set where there are several."""
@@ -114,13 +161,14 @@ class TripletSource:
         path = one.index.frame_path(place.row, place.frame)
         return path if len(self.mixture.sets) == 1 else f"{one.name} {path}"
 
-    def _read(self, place: Place) -> bytes:
+    def _read(self, place: Place, part: Part) -> bytes:
         one, name = self.mixture.sets[place.set_number], self._name(place)
         if one.index.packed:
             span = one.index.span(place.row, place.frame)
             if span is None:
                 raise BrokenFrame(f"{name} is missing")
-            return self.shards[place.set_number].read(span)
+            stop = span.size if part.stop is None else part.stop
+            return self.shards[place.set_number].read(Span(span.path, span.start + part.start, stop - part.start))
         path = one.index.frame_path(place.row, place.frame)
         try:
             return read_bytes(one.root, path)
@@ -131,22 +179,45 @@ class TripletSource:
                 raise BrokenFrame(f"{name} cannot be read ({error})") from error
             raise StoreError(f"{one.root.path}/{path}: cannot be read ({error})") from error
 
-    def _read_ahead(self, numbers: Sequence[int]) -> dict[Place, bytes]:
-        """The frames of each sample's first draw that are in object stores. Missing frames are left out."""
+    def _read_ahead(self, numbers: Sequence[int]) -> dict[Place, Piece]:
+        """What the first draws of the samples need of frames in object stores. Missing frames are left out."""
+        wanted: dict[Place, Part] = {}
         if all(one.root.local for one in self.mixture.sets):
             return {}
+        for number in numbers:
+            which, draws = self.draw(number, 0)
+            if not self.mixture.sets[which].root.local:
+                for place, part in self._needed(which, draws):
+                    wanted[place] = part.joined(wanted.get(place, part))
 
-        def wanted() -> Iterator[Place]:
-            for number in numbers:
-                which, draws = self.draw(number, 0)
-                if not self.mixture.sets[which].root.local:
-                    yield from (Place(which, draws.sequence, frame) for frame in draws.frames)
-
-        def read(place: Place) -> tuple[Place, bytes] | None:
+        def read(place: Place) -> tuple[Place, Piece] | None:
             try:
-                return place, self._read(place)
+                return place, Piece(wanted[place], self._read(place, wanted[place]))
             except BrokenFrame:
                 return None
 
         with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-            return dict(filter(None, pool.map(read, sorted(set(wanted())))))
+            return dict(filter(None, pool.map(read, sorted(wanted))))
+
+    def _needed(self, which: int, draws: Draws) -> Iterator[tuple[Place, Part]]:
+        """What `cut_sample` will read of each frame, until a crop shows that the sample cannot be made."""
+        boxes = self._boxes(which, draws)
+        if boxes is None:
+            return
+        for position, frame in enumerate(draws.frames):
+            place = Place(which, draws.sequence, frame)
+            tiles = self._tiles(place)
+            if tiles is None:
+                yield place, Part()
+                continue
+            width, height = tiles.grid.width, tiles.grid.height
+            try:
+                cut = plan_cut(draws, position, boxes, width, self.settings)
+            except HugeCrop:
+                return
+            if cut is None:
+                return
+            inside = part_inside(cut.region, width, height)
+            if inside is not None:
+                _, top, _, bottom = inside
+                yield place, Part(*tiles.byte_range(top, bottom))

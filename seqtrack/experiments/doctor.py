@@ -346,5 +346,5 @@ def check_decoder() -> str:
 def check_jpegtran() -> str:
     found = shutil.which("jpegtran")
     if found is None:
-        raise Note("not installed, and not needed")
+        raise Note("not installed; only `seqtrack pack --tiles` needs it")
     return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import ray
 from ray.exceptions import RayTaskError
@@ -14,8 +15,10 @@ from seqtrack.data.datasets import got10k, lasot
 from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.open import open_set
 from seqtrack.data.packed import check_shards_exist, is_packed, read_packed_index
-from seqtrack.data.packing import PackedShard, check_done, pack_shard, plan_shards, stored_once, write_index
+from seqtrack.data.packing import check_done, pack_shard, plan_shards, stored_once, write_index
+from seqtrack.data.shards import PackedShard
 from seqtrack.data.storage import DataError, Root, open_root
+from seqtrack.data.tiling import find_jpegtran
 from seqtrack.experiments.prepare import settle_paths
 from seqtrack.locations import filesystem_at, lasting
 
@@ -26,12 +29,16 @@ def pack(
     allow_missing: bool = False,
     say: Callable[[str], None] = print,
     name: str = lasot.SET,
+    tiled: bool = False,
 ) -> None:
     """Packs the sequences that `config` names into `target`, a folder or URI. The same call goes on.
 
     `allow_missing`: where frames are missing, packs the others. `say` gets the lines for the console. `name`: the data
-    set, whose tree is where DATA.ROOTS or DATA.ROOT says. Raises InputError, OSError, ArrowException, or RayError.
+    set, whose tree is where DATA.ROOTS or DATA.ROOT says. `tiled`: divides frames into tiles. Raises InputError,
+    OSError, ArrowException, or RayError.
     """
+    if tiled:
+        find_jpegtran()
     config, target = settle_paths(config), lasting(target)
     setting, place = config.DATA.place_of(name)
     tree = open_root(str(place), setting)
@@ -40,12 +47,14 @@ def pack(
     packed = Root(*filesystem_at(target))
     settings = config.DATA.model_copy(update={"ON_MISMATCH": "redraw"}) if allow_missing else config.DATA
     index = open_set(name, settings, say).index
-    if not check_done(index, packed, name):
+    if not check_done(index, packed, name, tiled):
         stored = stored_once(index).index
         plan = plan_shards(stored, name)
         say(f"{len(index.names)} sequences, {stored.num_frames} frames, {len(plan)} files")
         join_cluster()
-        shards = pack_shards(stored, tree, packed, plan, allow_missing, name)
+        shards = pack_shards(stored, tree, packed, plan, allow_missing, name, tiled)
+        if untiled := describe_untiled(shards):
+            say(untiled)
         write_index(index, packed, plan, shards, name, got10k.read_list(tree) if name in got10k.SETS else ())
     check_shards_exist(FrameIndex(read_packed_index(packed, name)), packed)  # this machine's folder is not another's
     above, _, key = setting.rpartition(".")
@@ -53,12 +62,20 @@ def pack(
 
 
 def pack_shards(
-    index: FrameIndex, tree: Root, packed: Root, plan: dict[str, list[int]], allow_missing: bool, name: str
+    index: FrameIndex,
+    tree: Root,
+    packed: Root,
+    plan: dict[str, list[int]],
+    allow_missing: bool,
+    name: str,
+    tiled: bool = False,
 ) -> list[PackedShard]:
     """Packs all shards, as many in parallel as the cluster has CPUs. Raises DataError when all others are packed."""
     shared = ray.put(index)
     task = ray.remote(pack_shard)
-    paths = {task.remote(shared, tree, packed, path, rows, allow_missing, name): path for path, rows in plan.items()}
+    paths = {
+        task.remote(shared, tree, packed, path, rows, allow_missing, name, tiled): path for path, rows in plan.items()
+    }
     done: dict[str, PackedShard] = {}
     faults: list[str] = []
     waiting = list(paths)
@@ -77,5 +94,20 @@ def pack_shards(
                 tqdm.write(f"warning: {frame} is cut off or empty; packed as it is, and no sample will show it")
             progress.update(int(index.lengths[plan[path]].sum()))
     if faults:
-        raise DataError("\n       ".join([f"{len(faults)} of {len(plan)} files are not packed", *sorted(faults)]))
+        raise DataError("\n       ".join([f"{len(faults)} of {len(plan)} files are not packed", *sorted(set(faults))]))
     return [done[path] for path in plan]
+
+
+def describe_untiled(shards: Sequence[PackedShard]) -> str:
+    """How many frames could not be tiled, and why as far as that is known. Empty if there are none."""
+    untiled, frames = (
+        sum(counts) for counts in zip(*((one.num_untiled, one.num_frames) for one in shards), strict=True)
+    )
+    if not untiled:
+        return ""
+    reasons: Counter[str] = Counter()
+    for one in shards:
+        reasons.update(one.reasons)
+    reasons["packed earlier"] = untiled - reasons.total()
+    told = "; ".join(f"{count:,}: {reason}" for reason, count in reasons.most_common(5) if count)
+    return f"{untiled:,} of {frames:,} frames could not be tiled and are decoded as before ({told})"

@@ -14,7 +14,8 @@ from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.open import open_index
-from seqtrack.data.packing import PackedShard, pack_shard, plan_shards, stored_once, write_index
+from seqtrack.data.packing import pack_shard, plan_shards, stored_once, write_index
+from seqtrack.data.shards import PackedShard
 from seqtrack.data.storage import Root, open_root
 from seqtrack.data.triplets import TripletSource
 
@@ -22,6 +23,8 @@ ALL = DataConfig(SPLIT="all")
 LAYOUTS = {"GOT10K_train_full": "GOT10K", "COCO17": "COCO17", "TRACKINGNET": "TRACKINGNET"}
 """Set -> the folder of `synthetic_sets` that has it."""
 REDRAW = DataConfig(SPLIT="all", ON_MISMATCH="redraw")
+FRAMES = 24
+"""Frames of each sequence of `wide_root`."""
 LOCAL = fs.LocalFileSystem()
 
 
@@ -34,12 +37,14 @@ def index_of(tree: Path, name: str = "LASOT") -> FrameIndex:
     return build_index(ALL, root) if name == "LASOT" else open_training_set(name, root, "redraw", partial_set=True)
 
 
-def pack(tree: Path, target: Root, allow_missing: bool = False, name: str = "LASOT") -> list[PackedShard]:
+def pack(
+    tree: Path, target: Root, allow_missing: bool = False, name: str = "LASOT", tiled: bool = False
+) -> list[PackedShard]:
     root = open_root(str(tree))
     index = index_of(tree, name)
     stored = stored_once(index).index
     plan = plan_shards(stored, name)
-    shards = [pack_shard(stored, root, target, path, rows, allow_missing, name) for path, rows in plan.items()]
+    shards = [pack_shard(stored, root, target, path, rows, allow_missing, name, tiled) for path, rows in plan.items()]
     write_index(index, target, plan, shards, name, got10k.read_list(root) if name in got10k.SETS else ())
     return shards
 

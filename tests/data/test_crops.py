@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from seqtrack.config import DataConfig, SearchConfig, TemplateConfig
-from seqtrack.data.crops import box_in_crop, crop_image, crop_region, cut_sample, jitter_box
+from seqtrack.data.crops import box_in_crop, crop_image, crop_region, cut_sample, jitter_box, part_inside, plan_cut
 from seqtrack.data.decoding import ArrayFrame, Image
 from seqtrack.data.sampling import Draws
 from tests.data.pictures import smooth
@@ -70,6 +70,42 @@ def test_whole_triplets_are_the_published_ones(golden: Golden, agrees: Agrees, n
     np.testing.assert_allclose(search.reshape(-1, 3).mean(0), case["search_mean"], atol=1e-4)
     for template, brightness, mean in zip(sample.template, sample.brightness, case["template_mean"], strict=False):
         np.testing.assert_allclose(normalised(template, brightness).reshape(-1, 3).mean(0), mean, atol=1e-4)
+
+
+class Recording(ArrayFrame):
+    """A frame that remembers which parts of it were asked for."""
+
+    def __init__(self, image: Image, parts: list[tuple[int, int]]) -> None:
+        super().__init__(image)
+        self._parts = parts
+
+    def pixels(self, left: int, top: int, right: int, bottom: int) -> Image:
+        self._parts.append((top, bottom))
+        return super().pixels(left, top, right, bottom)
+
+
+def test_what_a_sample_will_read_is_known_before_it_is_cut() -> None:
+    """Mirrored or not, at every edge of the frame, and beyond it."""
+    generator = np.random.default_rng(0)
+    cut = 0
+    for number in range(200):
+        boxes = generator.uniform(-40, 260, (3, 4)).astype(np.float32)
+        boxes[:, 2:] = generator.uniform(5, 80, (3, 2))
+        normal, uniform = generator.normal(size=(3, 2)).astype(np.float32), generator.random((3, 2), np.float32)
+        factors = np.ones(3, np.float32)
+        draws = Draws(0, (0, 1, 2), False, number % 2 == 0, normal, uniform, factors, np.zeros(3, np.bool_))
+        expected = []
+        for position in range(3):
+            plan = plan_cut(draws, position, boxes, 240, DataConfig())
+            assert plan is not None
+            inside = part_inside(plan.region, 240, 180)
+            expected += [] if inside is None else [(inside[1], inside[3])]
+        parts: list[tuple[int, int]] = []
+        frame = Recording(smooth(180, 240, 0), parts)
+        assert cut_sample(draws, boxes, lambda _, frame=frame: frame, DataConfig()) is not None  # type: ignore[misc]
+        assert parts == expected
+        cut += len(expected) < 3
+    assert cut
 
 
 def test_outside_the_frame_is_black() -> None:

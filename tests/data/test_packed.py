@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from pyarrow import fs
 
 from seqtrack.config import Config, DataConfig, DataTrainConfig
-from seqtrack.data import packed, packing
+from seqtrack.data import packed
 from seqtrack.data.datasets.catalog import open_training_set
 from seqtrack.data.datasets.got10k import SETS, VIDEOS
 from seqtrack.data.datasets.index import FrameIndex
@@ -21,10 +20,9 @@ from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.datasets.layout import IncompleteSet
 from seqtrack.data.open import open_index
 from seqtrack.data.packed import open_packed_set
-from seqtrack.data.storage import DataError, Root, SpanReader
+from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, SpanReader
 from seqtrack.locations import child
 from tests.data.packs import ALL, LAYOUTS, assert_same_samples, index_of, local, pack, source_of
-from tests.object_stores import s3_bucket
 
 pytestmark = pytest.mark.usefixtures("small_shards")
 
@@ -85,16 +83,6 @@ def test_a_class_that_was_not_packed_is_named_with_one_that_was(lasot_root: Path
         open_index(DataConfig(SPLIT="all", TRAIN=DataTrainConfig(CLASSES=("kit",))), local(tmp_path))
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
-    """URI of a bucket, and the requests that it has received."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    requests: list[str] = []
-    with s3_bucket(requests=requests) as uri:
-        yield uri, requests
-
-
 def test_a_frame_is_one_request_to_an_object_store(
     tiny_config: Config, lasot_root: Path, bucket: tuple[str, list[str]]
 ) -> None:
@@ -106,7 +94,7 @@ def test_a_frame_is_one_request_to_an_object_store(
     list(source.samples(range(200)))
     frames = {(row, frame) for row in range(4) for frame in range(30)}
     assert 100 < len([line for line in requests if line.startswith("GET") and "bytes=" in line]) <= len(frames)
-    assert len([line for line in requests if line.startswith("HEAD")]) <= 4 * packing.READS_AT_ONCE
+    assert len([line for line in requests if line.startswith("HEAD")]) <= 4 * READS_AT_ONCE
     assert_same_samples(tiny_config, store, local(lasot_root))
 
 
@@ -167,6 +155,7 @@ def test_a_column_that_need_not_be_there_is_checked_where_it_is(tree: Path, tmp_
         ("sequence", lambda old: pa.array(["coin-1"] * len(old)), "a sequence appears twice"),
         ("sequence", lambda old: pa.array([None] * len(old), pa.string()), "it has gaps"),
         ("shard", lambda old: pa.array(["frames/../../x"] * len(old)), "a shard lies outside of frames"),
+        ("shard", lambda old: pa.array(["frames/\0.parquet"] * len(old)), "a shard lies outside of frames"),
         ("frame_start", lambda old: pa.array([[-1]] * len(old), old.type), "frame_start and visible are of different"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -79,7 +80,7 @@ def test_a_frame_that_is_missing_stops_its_shard_unless_allowed(tree: Path, tmp_
 def test_a_shard_that_is_not_as_it_was_written_does_not_appear(
     lasot_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verify = packing._verify
+    verify = packing.verify
 
     def damage_and_verify(file: pa.NativeFile, name: str) -> None:
         content = bytearray(Path(name).read_bytes())
@@ -87,7 +88,7 @@ def test_a_shard_that_is_not_as_it_was_written_does_not_appear(
         Path(name).write_bytes(content)
         verify(file, name)
 
-    monkeypatch.setattr(packing, "_verify", damage_and_verify)
+    monkeypatch.setattr(packing, "verify", damage_and_verify)
     with pytest.raises(DataError, match=r"coin-000.parquet: cannot be packed \(.*[Cc][Rr][Cc].*\)"):
         pack(lasot_root, local(tmp_path))
     assert not (tmp_path / "frames/coin-000.parquet").exists()
@@ -119,6 +120,21 @@ def test_a_shard_with_other_frames_than_the_index_is_refused_by_name(tree: Path,
     place = shard.schema.get_field_index("frame")
     pq.write_table(shard.set_column(place, shard.schema.field(place), numbers), tmp_path / "packed" / path)
     with pytest.raises(DataError, match=f"{path}: is damaged: it has a frame 1000 of coin-1"):
+        pack_shard(index, root, target, path, rows)
+
+
+@pytest.mark.parametrize(
+    "options", [{"compression": "zstd"}, {"compression": "none"}, {"compression": "none", "use_dictionary": False}]
+)
+def test_a_shard_that_another_program_wrote_again_is_named(options: dict[str, Any], tree: Path, tmp_path: Path) -> None:
+    """Any Parquet reader reads it, but its frames are not where a shard has them."""
+    target, root = local(tmp_path / "packed"), open_root(str(tree))
+    pack(tree, target)
+    index = build_index(ALL, root)
+    (path, rows), *_ = plan_shards(index).items()
+    shard = tmp_path / "packed" / path
+    pq.write_table(pq.read_table(shard), shard, data_page_size=10_000, **options)
+    with pytest.raises(DataError, match=f"{path}: (was written again by another program|is damaged: the sizes)"):
         pack_shard(index, root, target, path, rows)
 
 

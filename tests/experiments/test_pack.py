@@ -5,10 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from seqtrack.config import Config, DataConfig
-from seqtrack.data.open import open_set
+from seqtrack.data.datasets.index import MISSING
+from seqtrack.data.open import open_index, open_set
+from seqtrack.data.shards import PackedShard, Tiles
+from seqtrack.experiments.pack import describe_untiled
 from tests.data.packs import LAYOUTS, assert_same_samples, index_of, local
 from tests.training.runs import load_job
 
@@ -116,3 +121,42 @@ def test_zips_that_are_still_to_be_unpacked_are_named(
     settings = [f"DATA.ROOTS={{TRACKINGNET: {tree}}}", "DATA.PARTIAL=[TRACKINGNET]"]
     assert any_set.main(["--set", "TRACKINGNET", *settings, "--to", str(tmp_path / "packed")]) == 2
     assert "TRAIN_0/zips: a.zip is still to be unpacked there" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_tree_is_packed_with_tiles_and_says_what_could_not_be_tiled(
+    tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], tiny_config: Config
+) -> None:
+    if shutil.which("jpegtran") is None:
+        pytest.skip("jpegtran is not installed")
+    for path in (tree / "kite/kite-1/img").glob("*2.jpg"):
+        path.write_bytes(path.read_bytes()[:50])
+    command = [f"DATA.ROOT={tree}", "DATA.SPLIT=all", "--tiles", "--to", str(tmp_path / "packed")]
+    assert job.main(command) == 0
+    said = "3 of 120 frames could not be tiled and are decoded as before (3: the JPEG is cut off)"
+    assert said in capfd.readouterr().out
+    assert open_index(DataConfig(SPLIT="all"), local(tmp_path / "packed")).tiles(0, 0) is not None
+    assert_same_samples(tiny_config, local(tmp_path / "packed"), local(tree))
+    assert job.main([word for word in command if word != "--tiles"]) == 2
+    assert "was packed with --tiles; the same command goes on" in capfd.readouterr().err
+
+
+def test_without_jpegtran_packing_with_tiles_ends_at_once(
+    lasot_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert job.main([f"DATA.ROOT={lasot_root}", "DATA.SPLIT=all", "--tiles", "--to", str(tmp_path / "packed")]) == 2
+    assert "error: jpegtran is not installed, and tiles are made with it (Debian" in capfd.readouterr().err
+    assert not (tmp_path / "packed").exists()
+
+
+def test_frames_that_could_not_be_tiled_are_counted_by_reason() -> None:
+    rows = pa.array([b"", b"12", b"", b""], pa.large_binary())
+    tiles = Tiles(pa.array([b"", b"head", b"", b""]).dictionary_encode(), rows)
+    sizes = np.array([10, 10, 10, MISSING], np.int32)
+    before = PackedShard(np.zeros(4, np.int64), sizes, [], tiles)
+    now = before._replace(reasons={"not a JPEG": 2})
+    assert describe_untiled([now, before, now]) == (
+        "6 of 9 frames could not be tiled and are decoded as before (4: not a JPEG; 2: packed earlier)"
+    )
+    assert describe_untiled([before._replace(tiles=None)]) == ""

@@ -18,6 +18,7 @@ from seqtrack.data.storage import Span
 FRAME_NAMES = "frame_names"
 FIRST_FRAME = "first_frame"
 STILL = "still"
+HEAD, ROW_SIZES = "head", "row_sizes"
 NUMBERED = re.compile(r"(.*?)(\d+)(\.\w+)", re.DOTALL)
 """The name of a frame: what is before its number, the number, and the ending."""
 MISSING = -1
@@ -52,7 +53,10 @@ class FrameIndex:
     Other columns say where frames are. `first_frame` is the path of a sequence's first frame below the root; the others
     count up from it (`count_from`). Without this column, paths are those of LaSOT. Where frames of a sequence have
     other names, `frame_names` lists them (list of strings, empty for the other sequences). The index of a packed tree
-    has three more (`packed.py`): `shard`, and `frame_start` and `frame_size` (lists of int64 and int32).
+    has three more (`packed.py`): `shard`, and `frame_start` and `frame_size` (lists of int64 and int32). If its frames
+    are tiled, it also has `head` and `row_sizes` (lists of binary, both empty for a frame that could not be tiled):
+    `heads.Head.content`, which is stored once where it is the same, and the bytes of each row of tiles as little-endian
+    uint16.
 
     `still` (bool) marks the sequences of an image set: one frame, which gives templates and search region alike.
     Without this column there are none. Arrays below are views of the table, not copies.
@@ -136,6 +140,17 @@ class FrameIndex:
         size = int(self._sizes[place])
         return Span(self.shards[row], int(self._starts[place]), size) if size != MISSING else None
 
+    def tiles(self, row: int, frame: int) -> tuple[bytes, NDArray[np.uint16], int] | None:
+        """What `tiles.TiledJpeg.of_sizes` needs for a frame (from 0) of a packed tree, or None if it is not tiled."""
+        if HEAD not in self.table.column_names:
+            return None
+        place = self.offsets[row] + frame
+        start, stop = self._row_size_offsets[place : place + 2].tolist()
+        if start == stop:
+            return None
+        head = self._heads.dictionary[int(self._head_numbers[place])].as_py()
+        return head, self._row_size_bytes[start:stop].view("<u2"), int(self._sizes[place])
+
     @property
     def ends_in_shard(self) -> NDArray[np.int64]:
         """(S,) first byte after the frames of each sequence in its shard."""
@@ -201,6 +216,24 @@ class FrameIndex:
     @cached_property
     def _sizes(self) -> NDArray[np.int32]:
         return self.table["frame_size"].chunk(0).values.to_numpy()
+
+    @cached_property
+    def _heads(self) -> pa.DictionaryArray:
+        return self.table[HEAD].chunk(0).values
+
+    @cached_property
+    def _head_numbers(self) -> NDArray[np.int32]:
+        return self._heads.indices.to_numpy()
+
+    @cached_property
+    def _row_size_offsets(self) -> NDArray[np.int64]:
+        """(F + 1,) where the row sizes of each frame begin in `_row_size_bytes`."""
+        sizes = self.table[ROW_SIZES].chunk(0).values
+        return np.frombuffer(sizes.buffers()[1], np.int64)[sizes.offset : sizes.offset + len(sizes) + 1]
+
+    @cached_property
+    def _row_size_bytes(self) -> NDArray[np.uint8]:
+        return np.frombuffer(self.table[ROW_SIZES].chunk(0).values.buffers()[2] or b"", np.uint8)
 
     def __getstate__(self) -> dict[str, pa.Table]:
         return {"table": self.table}  # the receiving process makes the cached views again
