@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.config import Config
+from seqtrack.data.crops import empty_crops
 from seqtrack.data.storage import DataError, StoreError
 from seqtrack.data.triplets import TripletSource
 
@@ -158,32 +159,26 @@ def make_block(triplets: TripletSource, plan: StreamPlan, steps: Sequence[int], 
     """This rank's samples of some consecutive steps. Raises StoreError; another fault of the data is the block's."""
     numbers = np.array([plan.sample_numbers(step, rank) for step in steps])
     settings, shape = triplets.settings, numbers.shape
-    template, search = settings.TEMPLATE, settings.SEARCH
-    block = Block(
-        np.array(steps),
-        numbers,
-        np.zeros((*shape, template.NUMBER, template.SIZE, template.SIZE, 3), np.uint8),
-        np.zeros((*shape, search.SIZE, search.SIZE, 3), np.uint8),
-        np.zeros((*shape, 4), np.float32),
-        np.zeros((*shape, template.NUMBER + 1), np.float32),
-        np.zeros(shape, np.int64),
-        (),
-        "",
-    )
+    crops = empty_crops((numbers.size,), settings)
+    boxes_xywh = np.zeros((*shape, 4), np.float32)
+    brightness = np.zeros((*shape, settings.TEMPLATE.NUMBER + 1), np.float32)
+    sets = np.zeros(shape, np.int64)
     problems: list[list[str]] = [[] for _ in steps]
+    fault = ""
     try:
-        for place, (sample, met) in zip(np.ndindex(shape), triplets.samples(numbers.ravel().tolist()), strict=True):
-            block.template[place] = sample.template
-            block.search[place] = sample.search
-            block.boxes_xywh[place] = sample.box_xywh
-            block.brightness[place] = sample.brightness
-            block.sets[place] = sample.set_number
+        made = triplets.samples(numbers.ravel().tolist(), crops)
+        for place, (sample, met) in zip(np.ndindex(shape), made, strict=True):
+            boxes_xywh[place], brightness[place], sets[place] = sample.box_xywh, sample.brightness, sample.set_number
             problems[place[0]] += met
     except StoreError:
         raise
     except DataError as error:
-        return block._replace(problems=((),) * len(steps), fault=str(error))
-    return block._replace(problems=tuple(map(tuple, problems)))
+        fault = str(error)
+        for array in crops:
+            array[:] = 0
+    template, search = (array.reshape(*shape, *array.shape[1:]) for array in crops)
+    told = tuple(map(tuple, problems))
+    return Block(np.array(steps), numbers, template, search, boxes_xywh, brightness, sets, told, fault)
 
 
 def make_batches(triplets: TripletSource, plan: StreamPlan, steps: Sequence[int], rank: int) -> Iterator[HostBatch]:

@@ -102,14 +102,24 @@ def part_inside(region: Region, width: int, height: int) -> tuple[int, int, int,
     return None if x1 <= x0 or y1 <= y0 else (x0, y0, x1, y1)
 
 
-def crop_image(frame: Frame, region: Region, size: int, mirrored: bool = False, grayscale: bool = False) -> Image:
+def crop_image(
+    frame: Frame,
+    region: Region,
+    size: int,
+    mirrored: bool = False,
+    grayscale: bool = False,
+    into: Image | None = None,
+) -> Image:
     """Cuts the region out, black outside of `part_inside`, and resizes it to (size, size, 3).
 
-    `mirrored`: the region lies in the frame's mirror image.
+    `mirrored`: the region lies in the frame's mirror image. `into`: an array that is filled and returned; otherwise a
+    new one is made.
     """
+    crop = np.empty((size, size, 3), np.uint8) if into is None else into
     part = part_inside(region, frame.width, frame.height)
     if part is None:
-        return np.zeros((size, size, 3), np.uint8)
+        crop[:] = 0
+        return crop
     x0, y0, x1, y1 = part
     if mirrored:
         square = cv2.flip(frame.pixels(frame.width - x1, y0, frame.width - x0, y1), 1)
@@ -121,7 +131,8 @@ def crop_image(frame: Frame, region: Region, size: int, mirrored: bool = False, 
         square = cv2.copyMakeBorder(square, y0 - top, bottom - y1, x0 - left, right - x1, cv2.BORDER_CONSTANT)
     if grayscale:  # before the resize, as published; the two do not commute to the last bit
         square = cv2.cvtColor(cv2.cvtColor(square, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return np.asarray(cv2.resize(square, (size, size)), np.uint8)  # bilinear
+    cv2.resize(square, (size, size), dst=crop)  # bilinear
+    return crop
 
 
 def box_in_crop(box_xywh: Box, crop_box_xywh: Box, region: Region, size: int) -> Box:
@@ -156,28 +167,41 @@ def plan_cut(draws: Draws, position: int, boxes_xywh: Box, width: int, settings:
 
 
 def cut_sample(
-    draws: Draws, boxes_xywh: Box, open_frame: Callable[[int], Frame], settings: DataConfig
+    draws: Draws,
+    boxes_xywh: Box,
+    open_frame: Callable[[int], Frame],
+    settings: DataConfig,
+    into: tuple[Image, Image] | None = None,
 ) -> Sample | None:
     """Makes the sample that `draws` describes, or None if a crop would be smaller than a pixel.
 
     `boxes_xywh`: (F, 4) boxes of the drawn sequence. `open_frame(number)` opens frame `number`, from 0; its errors and
-    those of the frame are passed on. Raises HugeCrop.
+    those of the frame are passed on. `into`: arrays for `Sample.template` and `Sample.search`; otherwise new ones are
+    made. Raises HugeCrop.
     """
-    crops: list[Image] = []
+    template, search = into or empty_crops((), settings)
     box_xywh = np.zeros(4, np.float32)
-    for position, number in enumerate(draws.frames):
+    for position, (number, place) in enumerate(zip(draws.frames, [*template, search], strict=True)):
         frame = open_frame(number)
         cut = plan_cut(draws, position, boxes_xywh, frame.width, settings)
         if cut is None:
             return None
         size = _section(draws, position, settings).SIZE
-        crop = crop_image(frame, cut.region, size, draws.joint_flip, draws.grayscale)
+        crop = crop_image(frame, cut.region, size, draws.joint_flip, draws.grayscale, place)
         box_xywh = box_in_crop(cut.target, cut.around, cut.region, size)
         if draws.flips[position]:
-            crop = crop[:, ::-1]
+            cv2.flip(crop, 1, dst=crop)
             box_xywh[0] = np.float32(1) - box_xywh[0] - box_xywh[2]
-        crops.append(crop)
-    return Sample(np.stack(crops[:-1]), np.ascontiguousarray(crops[-1]), box_xywh, draws.brightness)
+    return Sample(template, search, box_xywh, draws.brightness)
+
+
+def empty_crops(samples: tuple[int, ...], settings: DataConfig) -> tuple[Image, Image]:
+    """Arrays for the crops of samples, not yet filled: (*samples, T, h, w, 3) and (*samples, H, W, 3)."""
+    template, search = settings.TEMPLATE, settings.SEARCH
+    return (
+        np.empty((*samples, template.NUMBER, template.SIZE, template.SIZE, 3), np.uint8),
+        np.empty((*samples, search.SIZE, search.SIZE, 3), np.uint8),
+    )
 
 
 def _section(draws: Draws, position: int, settings: DataConfig) -> SearchConfig:

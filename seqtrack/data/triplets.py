@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seqtrack.config import Config, DataConfig
-from seqtrack.data.crops import Box, HugeCrop, Sample, cut_sample, part_inside, plan_cut
-from seqtrack.data.decoding import BrokenFrame, Frame, FrameDecoder, TiledFrame
+from seqtrack.data.crops import Box, HugeCrop, Sample, cut_sample, empty_crops, part_inside, plan_cut
+from seqtrack.data.decoding import BrokenFrame, Frame, FrameDecoder, Image, TiledFrame
 from seqtrack.data.heads import NotTiled
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.sampling import Draws, draw_sample, usable_sequences
@@ -92,17 +92,26 @@ class TripletSource:
         index = self.mixture.sets[which].index
         return which, draw_sample(index, self.usable[which], self.seed, number, attempt, self.settings)
 
-    def samples(self, numbers: Sequence[int]) -> Iterator[tuple[Sample, list[str]]]:
-        """`sample` for each number. From object stores, the frames of all first draws are read in parallel."""
-        ahead = self._read_ahead(numbers)
-        for number in numbers:
-            yield self.sample(number, ahead)
+    def samples(
+        self, numbers: Sequence[int], into: tuple[Image, Image] | None = None
+    ) -> list[tuple[Sample, list[str]]]:
+        """`sample` for each number. From object stores, the frames of all first draws are read in parallel.
 
-    def sample(self, number: int, ahead: Mapping[Place, Piece] = NONE_READ) -> tuple[Sample, list[str]]:
+        `into`: arrays for the templates (N, T, h, w, 3) and the search crops (N, H, W, 3) of all of them; otherwise new
+        ones are made.
+        """
+        ahead = self._read_ahead(numbers)
+        templates, searches = into or empty_crops((len(numbers),), self.settings)
+        return [self.sample(number, ahead, (templates[i], searches[i])) for i, number in enumerate(numbers)]
+
+    def sample(
+        self, number: int, ahead: Mapping[Place, Piece] = NONE_READ, into: tuple[Image, Image] | None = None
+    ) -> tuple[Sample, list[str]]:
         """Sample `number` (from 0, over the whole run), and one line for each broken frame met on the way.
 
-        `ahead`: what was already read of frames. Raises DataError after 100 draws without a valid sample, and
-        StoreError if an object store does not deliver a frame, because substituting a frame would change the run.
+        `ahead`: what was already read of frames. `into`: arrays for its crops; otherwise new ones are made. Raises
+        DataError after 100 draws without a valid sample, and StoreError if an object store does not deliver a frame,
+        because substituting a frame would change the run.
         """
         problems: list[str] = []
         for attempt in range(MAX_ATTEMPTS):
@@ -112,7 +121,7 @@ class TripletSource:
                 continue
             open_frame = partial(self._open_frame, ahead, which, draws.sequence)
             try:
-                sample = cut_sample(draws, boxes, open_frame, self.settings)
+                sample = cut_sample(draws, boxes, open_frame, self.settings, into)
             except BrokenFrame as problem:
                 problems.append(str(problem))
                 continue

@@ -54,7 +54,7 @@ def source_of(config: Config, root: Root) -> TripletSource:
 
 
 def assert_same_samples(config: Config, one: Root, other: Root) -> None:
-    samples = [list(source_of(config, root).samples(range(60))) for root in (one, other)]
+    samples = [source_of(config, root).samples(range(60)) for root in (one, other)]
     for (ours, our_problems), (theirs, their_problems) in zip(*samples, strict=True):
         assert our_problems == their_problems
         for a, b in zip(ours, theirs, strict=True):

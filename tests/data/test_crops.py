@@ -86,7 +86,7 @@ class Recording(ArrayFrame):
 
 def test_what_a_sample_will_read_is_known_before_it_is_cut() -> None:
     """Mirrored or not, at every edge of the frame, and beyond it."""
-    generator = np.random.default_rng(0)
+    generator, settings = np.random.default_rng(0), DataConfig(TEMPLATE=TemplateConfig(NUMBER=2))
     cut = 0
     for number in range(200):
         boxes = generator.uniform(-40, 260, (3, 4)).astype(np.float32)
@@ -96,13 +96,13 @@ def test_what_a_sample_will_read_is_known_before_it_is_cut() -> None:
         draws = Draws(0, (0, 1, 2), False, number % 2 == 0, normal, uniform, factors, np.zeros(3, np.bool_))
         expected = []
         for position in range(3):
-            plan = plan_cut(draws, position, boxes, 240, DataConfig())
+            plan = plan_cut(draws, position, boxes, 240, settings)
             assert plan is not None
             inside = part_inside(plan.region, 240, 180)
             expected += [] if inside is None else [(inside[1], inside[3])]
         parts: list[tuple[int, int]] = []
         frame = Recording(smooth(180, 240, 0), parts)
-        assert cut_sample(draws, boxes, lambda _, frame=frame: frame, DataConfig()) is not None  # type: ignore[misc]
+        assert cut_sample(draws, boxes, lambda _, frame=frame: frame, settings) is not None  # type: ignore[misc]
         assert parts == expected
         cut += len(expected) < 3
     assert cut

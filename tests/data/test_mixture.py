@@ -193,7 +193,7 @@ def test_sets_from_an_object_store_give_the_samples_that_a_disk_gives(
 
     def made(root: str) -> list[Any]:
         config = mixture_config.with_settings({f"DATA.ROOTS.{stored}": root})
-        return list(TripletSource.from_config(config, open_data(config).mixture).samples(range(60)))
+        return TripletSource.from_config(config, open_data(config).mixture).samples(range(60))
 
     disk = made(str(tree))
     with s3_bucket() as uri:
@@ -217,7 +217,7 @@ def test_packed_sets_are_the_data_and_give_the_samples_of_their_trees(mixture_co
     mixtures = [open_data(config).mixture for config in (mixture_config, packed)]
     assert mixtures[0].description == mixtures[1].description
     trees, shards = (
-        list(TripletSource.from_config(config, mixture).samples(range(60)))
+        TripletSource.from_config(config, mixture).samples(range(60))
         for config, mixture in zip((mixture_config, packed), mixtures, strict=True)
     )
     for (ours, _), (theirs, _) in zip(shards, trees, strict=True):

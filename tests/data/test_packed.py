@@ -91,7 +91,7 @@ def test_a_frame_is_one_request_to_an_object_store(
     pack(lasot_root, store)
     source = source_of(tiny_config, store)
     requests.clear()
-    list(source.samples(range(200)))
+    source.samples(range(200))
     frames = {(row, frame) for row in range(4) for frame in range(30)}
     assert 100 < len([line for line in requests if line.startswith("GET") and "bytes=" in line]) <= len(frames)
     assert len([line for line in requests if line.startswith("HEAD")]) <= 4 * READS_AT_ONCE

@@ -141,10 +141,10 @@ def test_a_store_that_fails_and_stalls_gives_the_samples_that_a_disk_gives(
 ) -> None:
     """Samples of missing or cut-off frames are drawn again in the same way. The store's own faults change nothing."""
     tiny_settings["DATA"]["ROOT"] = str(broken_root)
-    disk = list(source_of(parse_config(tiny_settings, "tiny")).samples(range(100)))
+    disk = source_of(parse_config(tiny_settings, "tiny")).samples(range(100))
     with s3_bucket(faulty=True) as uri:
         tiny_settings["DATA"]["ROOT"] = upload(broken_root, uri)
-        store = list(source_of(parse_config(tiny_settings, "tiny")).samples(range(100)))
+        store = source_of(parse_config(tiny_settings, "tiny")).samples(range(100))
     for (ours, our_problems), (theirs, their_problems) in zip(store, disk, strict=True):
         assert our_problems == their_problems
         for a, b in zip(ours, theirs, strict=True):
@@ -159,4 +159,4 @@ def test_a_frame_that_a_store_does_not_give_ends_the_run_and_is_not_replaced_by_
         source = source_of(parse_config(tiny_settings, "tiny"))
     monkeypatch.setattr("seqtrack.data.storage.PATIENCE", 0.0)
     with pytest.raises(DataError, match=r"bucket-\S+/lasot/(coin|kite)/\S+/img/\d{8}.jpg: cannot be read"):
-        list(source.samples([0]))  # the server is gone
+        source.samples([0])  # the server is gone
