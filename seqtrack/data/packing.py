@@ -31,6 +31,7 @@ FRAMES_PER_SHARD = 12_000
 
 TILED_OPTIONS = {
     "write_page_checksum": True,
+    "write_statistics": False,
     "use_dictionary": ["class", "sequence", "shard", FIRST_FRAME, f"{HEAD}.list.element"],
     "dictionary_pagesize_limit": 64 << 20,
 }

@@ -13,10 +13,11 @@ import pytest
 
 from seqtrack.config import Config
 from seqtrack.data.open import open_index
+from seqtrack.data.packing import pack_shard, plan_shards
 from seqtrack.data.storage import DataError
 from seqtrack.data.tiles import TiledJpeg
 from tests.data.jpegs import needs_jpegtran
-from tests.data.packs import ALL, FRAMES, assert_same_samples, local, source_of
+from tests.data.packs import ALL, FRAMES, assert_same_samples, index_of, local, source_of
 
 pytestmark = needs_jpegtran
 
@@ -130,17 +131,30 @@ def test_an_index_that_does_not_say_that_it_is_tiled_is_refused(changeable: Path
         open_index(ALL, local(changeable))
 
 
-def test_a_page_of_the_index_that_is_damaged_is_noticed(changeable: Path) -> None:
+def test_damage_in_the_indexs_sizes_is_noticed_wherever_it_is(changeable: Path) -> None:
     file = changeable / "index.parquet"
-    content = bytearray(file.read_bytes())
-    column = pq.ParquetFile(file).metadata.row_group(0)
-    sizes = column.column(column.num_columns - 1)
-    assert sizes.path_in_schema.startswith("row_sizes")
-    assert not sizes.has_dictionary_page
-    content[sizes.data_page_offset + sizes.total_compressed_size - 40] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(DataError, match=r"index\.parquet: cannot be read"):
-        open_index(ALL, local(changeable))
+    content = file.read_bytes()
+    group = pq.ParquetFile(file).metadata.row_group(0)
+    column = group.column(group.num_columns - 1)
+    assert column.path_in_schema.startswith("row_sizes") and not column.has_dictionary_page
+    end = column.data_page_offset + column.total_compressed_size
+    for place in range(column.data_page_offset + 60, end, 29):
+        file.write_bytes(content[:place] + bytes((content[place] ^ 1,)) + content[place + 1 :])
+        with pytest.raises(DataError, match=r"index\.parquet: cannot be read"):
+            open_index(ALL, local(changeable))
+
+
+def test_a_shard_with_damaged_tiles_is_refused_by_name_when_packing_goes_on(changeable: Path, wide_root: Path) -> None:
+    index = index_of(wide_root)
+    (path, rows), *_ = plan_shards(index).items()
+    table = pq.read_table(changeable / path)
+    place = table.schema.get_field_index("row_sizes")
+    shorter = pa.array([sizes[2:] for sizes in table["row_sizes"].to_pylist()], pa.binary())
+    table = table.set_column(place, table.schema.field(place), shorter)
+    options = {"compression": "none", "use_dictionary": False, "data_page_size": 1 << 30, "max_rows_per_page": 1 << 30}
+    pq.write_table(table, changeable / path, **options)
+    with pytest.raises(DataError, match=f"{path}: is damaged: row_sizes and head are of different numbers of rows"):
+        pack_shard(index, local(wide_root), local(changeable), path, rows, tiled=True)
 
 
 def test_markers_that_are_overwritten_in_a_shard_give_the_pixels_of_the_whole_frame(
