@@ -8,6 +8,7 @@ happen on the training device (`seqtrack.model.images.prepare_images`).
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,28 @@ Box = NDArray[np.float32]
 
 MAX_CROP_SIDE = 32_767
 """Largest side, in pixels, of a square that is cut out of a frame: beyond it OpenCV's resizing fails."""
+
+
+MAX_KEPT_SIDE = 2_048
+"""Largest square for which memory is kept."""
+
+
+class _Canvas(threading.local):
+    """Memory for a square with a black border. Where it is new each time, most of the time goes to its page faults."""
+
+    pixels: Image = np.empty(0, np.uint8)
+
+    def of_side(self, side: int) -> Image | None:
+        """(side, side, 3) of any content, which is overwritten the next time; None for a square that is too large."""
+        size = side * side * 3
+        if side > MAX_KEPT_SIDE:
+            return None
+        if self.pixels.size < size:
+            self.pixels = np.empty(size, np.uint8)
+        return self.pixels[:size].reshape(side, side, 3)
+
+
+_canvas = _Canvas()
 
 
 class HugeCrop(ValueError):
@@ -128,7 +151,8 @@ def crop_image(
     left, top, side = region
     right, bottom = left + side, top + side
     if square.shape[:2] != (side, side):
-        square = cv2.copyMakeBorder(square, y0 - top, bottom - y1, x0 - left, right - x1, cv2.BORDER_CONSTANT)
+        canvas = _canvas.of_side(side)
+        square = cv2.copyMakeBorder(square, y0 - top, bottom - y1, x0 - left, right - x1, cv2.BORDER_CONSTANT, canvas)
     if grayscale:  # before the resize, as published; the two do not commute to the last bit
         square = cv2.cvtColor(cv2.cvtColor(square, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     cv2.resize(square, (size, size), dst=crop)  # bilinear
