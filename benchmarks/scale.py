@@ -1,8 +1,9 @@
 """Estimates how many CPU cores the data pipeline needs for each GPU, so that no GPU waits.
 
-    python benchmarks/scale.py [--tflops 125] [--root /data/lasot --split all]
+    python -m benchmarks.scale [--tflops 125] [--root /data/lasot --split all]
 
-It measures how long a sample takes on one core, and how much time Ray Data adds to a block. If there is a GPU, it
+It measures how long a sample takes on one core, and how much time Ray Data adds to a block. Without `--root`, samples
+are made from made-up frames of 1280×720, packed with tiles. If there is a GPU, it
 measures a training step; if not, it counts the step's operations, and `--tflops` says how many a GPU computes. From
 these, a simulation of the pipeline finds the number of cores with which GPUs wait for less than a hundredth of the
 time. It prints `coordinator` if no number is enough, because the one process that deals out the blocks is too slow.
@@ -16,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -28,10 +29,12 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.checkpoint import made_up_batch
-from seqtrack.config import Config, SyntheticConfig, load_config
+from benchmarks.samples import pack_tiled
+from seqtrack.config import Config, DataConfig, SearchConfig, SyntheticConfig, TemplateConfig, load_config
 from seqtrack.data.batches import StreamPlan
 from seqtrack.data.crops import Sample
 from seqtrack.data.datasets.synthetic import write_synthetic
+from seqtrack.data.decoding import Image
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.open import open_index
 from seqtrack.data.storage import open_root
@@ -46,8 +49,10 @@ SHARES = {"b256": 16, "b384": 8, "l256": 8, "l384": 8}
 GPUS = (1, 8, 64)
 WARM_UP, SAMPLES = 100, 1000
 BOX_TOKENS = 4
-GROUPS_AHEAD = 4
-"""Blocks of each worker that are ready or being made. Ray Data keeps more if memory allows."""
+STORE_BYTES = 8 * 2**30
+"""Object store of a GPU's share of a machine."""
+GROUPS = 220
+"""Blocks of each worker that are simulated."""
 MAY_WAIT = 0.01
 MOST_CORES = 64
 """Most cores per GPU that are tried."""
@@ -67,7 +72,7 @@ class Costs(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description="Find how many CPU cores a GPU needs.")
     parser.add_argument("--tflops", type=float, default=125, help="that a GPU sustains in bf16 (an A100: 40 %% of 312)")
-    parser.add_argument("--root", help="a data set to read; unset: synthetic frames of 1280×720")
+    parser.add_argument("--root", help="a data set to read; unset: made-up frames of 1280×720, packed with tiles")
     parser.add_argument("--split", default="all")
     options = parser.parse_args()
     configs = {
@@ -80,7 +85,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = options.root or f"{folder}/lasot"
         if not options.root:
-            write_synthetic(Path(root), SyntheticConfig(SEQUENCES=4, FRAMES=60, HEIGHT=720, WIDTH=1280))
+            tree = Path(folder) / "tree"
+            write_synthetic(tree, SyntheticConfig(SEQUENCES=4, FRAMES=60, HEIGHT=720, WIDTH=1280))
+            pack_tiled(tree, Path(root))
         ray.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False)
         settings = {"DATA.ROOT": root, "DATA.SPLIT": options.split}
         costs = {size: measure_costs(configs[f"b{size}"].with_settings(settings)) for size in (256, 384)}
@@ -114,11 +121,13 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class ReadySamples:
-    """Replaces a TripletSource and takes no time."""
+    """Replaces a TripletSource and takes little time."""
 
     made: Sample
+    settings: DataConfig
 
-    def samples(self, numbers: Sequence[int]) -> list[tuple[Sample, list[str]]]:
+    def samples(self, numbers: Sequence[int], into: tuple[Image, Image]) -> list[tuple[Sample, list[str]]]:
+        into[0][:], into[1][:] = self.made.template, self.made.search
         return [(self.made, [])] * len(numbers)
 
 
@@ -131,21 +140,24 @@ def measure_costs(config: Config) -> Costs:
         triplets.sample(number)
         seconds.append(time.perf_counter() - began)
 
-    made = triplets.sample(0)[0]
     plan = StreamPlan.from_config(config.with_settings({"TRAIN.BATCH_SIZE": 8}), 1)
-    block, _ = measure_stream(made, plan, Placement(1.0, 1.0, {}), blocks=60)
-    empty = made._replace(template=made.template[..., :0], search=made.search[..., :0])
-    _, coordinator = measure_stream(empty, StreamPlan(1, 1, 1), Placement(0.25, 2.0, {}), blocks=1000)
+    block, _ = measure_stream(triplets, plan, Placement(1.0, 1.0, {}), blocks=60)
+    tiny = SearchConfig(SIZE=1), TemplateConfig(SIZE=1, NUMBER=1)
+    empty = replace(
+        triplets, settings=config.DATA.model_copy(update=dict(zip(("SEARCH", "TEMPLATE"), tiny, strict=True)))
+    )
+    _, coordinator = measure_stream(empty, StreamPlan(1, 1, 1), Placement(0.25, 2.0, {}, 8), blocks=1000)
     return Costs(np.array(seconds[WARM_UP:]), block, coordinator)
 
 
-def measure_stream(made: Sample, plan: StreamPlan, placement: Placement, blocks: int) -> tuple[float, float]:
+def measure_stream(triplets: TripletSource, plan: StreamPlan, placement: Placement, blocks: int) -> tuple[float, float]:
     """Seconds for a block of ready samples, and CPU seconds that the coordinator spends on it."""
-    source = StreamSource(ray.put(None), lambda _: cast(TripletSource, ReadySamples(made)), placement)
+    ready = ReadySamples(triplets.sample(0)[0], triplets.settings)
+    source = StreamSource(ray.put(None), lambda _: cast(TripletSource, ready), placement)
     steps = blocks * plan.steps_per_block
     arrivals: list[float] = []
     coordinator: list[float] = []
-    for batch in stream_batches(source, plan, 0, 0, steps, steps):
+    for batch in stream_batches(source, plan, 0, 0, steps, most_steps=steps):
         if batch.step == steps // 5 or batch.step == steps - plan.steps_per_block:  # not the start, not the end
             arrivals.append(time.perf_counter())
             coordinator.append(coordinator_seconds())
@@ -213,29 +225,36 @@ def find_cores(config: Config, share: int, gpus: int, costs: Costs, step_seconds
 
 
 def waited(plan: StreamPlan, share: int, costs: Costs, step_seconds: float, cores: int) -> float:
-    """Fraction of the time that GPUs wait, over 200 blocks of each worker, after the first 20.
+    """Fraction of the time that GPUs wait, over GROUPS blocks of each worker without the first tenth.
 
-    The coordinator begins blocks in order, each on whichever core is free, and at most GROUPS_AHEAD blocks of each
-    worker ahead of the current step. All workers step together, so a step begins when the last of them has its block.
+    Tasks begin in order, each on whichever core is free, and make their blocks one after another. No task begins before
+    what it makes has room beside the blocks that wait to be used: Ray Data uses half of the object store. The
+    coordinator hands on the blocks in order. All workers step together, so a step begins when the last of them has its
+    block.
     """
     random = np.random.default_rng(0)
+    store, ranks = STORE_BYTES * plan.world_size, plan.world_size
+    tasks = plan.tasks(0, GROUPS * plan.steps_per_block, Placement(1.0, None, {}, cores, store // 4))
+    block_samples = plan.steps_per_block * share
+    groups_ahead = store // 2 // (block_samples * plan.sample_bytes * ranks)
     free = [0.0] * cores
     begins: list[float] = []  # when training on each group of blocks (one per worker) begins
-    done = coordinator = 0.0
+    done = coordinator = ready = 0.0
     waits: list[float] = []
-    for group in range(220):
-        may_begin = begins[group - GROUPS_AHEAD] if group >= GROUPS_AHEAD else 0.0
-        ready = 0.0
-        for _ in range(plan.world_size):
-            seconds = costs.block + random.choice(costs.samples, plan.steps_per_block * share).sum()
-            coordinator = max(heapq.heappop(free), may_begin, coordinator) + costs.coordinator
-            end = coordinator + seconds
-            heapq.heappush(free, end)
-            ready = max(ready, end)
-        begins.append(max(done, ready))
-        waits.append(max(ready - done, 0.0))
-        done = begins[-1] + plan.steps_per_block * step_seconds
-    return sum(waits[20:]) / (done - begins[20] + waits[20])
+    for task in tasks:
+        behind = task[0] // ranks - groups_ahead
+        end = max(heapq.heappop(free), begins[behind] if behind >= 0 else 0.0)
+        for block in task:
+            end += costs.block + random.choice(costs.samples, block_samples).sum()
+            coordinator = max(end, coordinator) + costs.coordinator
+            ready = max(ready, coordinator)
+            if block % ranks == ranks - 1:
+                begins.append(max(done, ready))
+                waits.append(max(ready - done, 0.0))
+                done = begins[-1] + plan.steps_per_block * step_seconds
+        heapq.heappush(free, end)
+    first = GROUPS // 10
+    return sum(waits[first:]) / (done - begins[first] + waits[first])
 
 
 if __name__ == "__main__":
