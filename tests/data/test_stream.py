@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import ray
 import ray.train
+from ray.data.block import BlockAccessor
 from ray.train.torch import TorchTrainer
 
 from seqtrack.config import Config
-from seqtrack.data.batches import HostBatch, StreamError, StreamPlan, check_batch
+from seqtrack.data.batches import Block, HostBatch, Placement, StreamError, StreamPlan, check_batch, make_block
 from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.storage import open_root
-from seqtrack.data.stream import Placement, StreamSource, stream_batches
+from seqtrack.data.stream import StreamSource, _from_row, _to_row, stream_batches
 from seqtrack.data.triplets import TripletSource
 
 
@@ -81,6 +82,35 @@ def test_a_batch_of_another_step_or_of_other_samples_is_refused(step: int, first
     batch = HostBatch(step, np.arange(first, first + 12), nothing, nothing, nothing, nothing, nothing, ())
     with pytest.raises(StreamError, match=f"wanted step 5, samples 60 to 71, but .* step {step}, samples {first} to"):
         check_batch(batch, plan, 0, 5)
+
+
+@pytest.mark.parametrize("fault", ["", "sample 7: no valid draw"])
+def test_a_block_is_one_row_of_a_table_and_comes_back_whole(tiny_config: Config, fault: str) -> None:
+    root = open_root(str(tiny_config.DATA.ROOT))
+    triplets = TripletSource.from_config(tiny_config, Mixture.of_lasot(build_index(tiny_config.DATA, root), root))
+    plan = StreamPlan.from_config(tiny_config, 1)
+    told = (("one is missing", "two\nlines"), (), ("ü",))
+    block = make_block(triplets, plan, range(2, 5), 0)._replace(problems=told, fault=fault)
+    row = BlockAccessor.for_block(_to_row(block))
+    assert row.num_rows() == 1
+    back = _from_row(row.to_batch_format("numpy"))
+    for name in Block._fields[:-2]:
+        np.testing.assert_array_equal(getattr(back, name), getattr(block, name))
+    assert (back.problems, back.fault) == (told, fault)
+
+
+def test_a_blocks_samples_are_those_of_their_numbers(tiny_config: Config) -> None:
+    root = open_root(str(tiny_config.DATA.ROOT))
+    triplets = TripletSource.from_config(tiny_config, Mixture.of_lasot(build_index(tiny_config.DATA, root), root))
+    plan = StreamPlan.from_config(tiny_config, 2)
+    for batch in make_block(triplets, plan, range(3, 6), 1).batches():
+        check_batch(batch, plan, 1, batch.step)
+        for position, number in enumerate(batch.numbers.tolist()):
+            sample, _ = triplets.sample(number)
+            np.testing.assert_array_equal(batch.template[position], sample.template)
+            np.testing.assert_array_equal(batch.search[position], sample.search)
+            np.testing.assert_array_equal(batch.boxes_xywh[position], sample.box_xywh)
+            np.testing.assert_array_equal(batch.brightness[position], sample.brightness)
 
 
 def train_function(settings: dict[str, Any]) -> dict[int, list[Any]]:
