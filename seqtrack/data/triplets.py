@@ -100,22 +100,29 @@ class TripletSource:
         `into`: arrays for the templates (N, T, h, w, 3) and the search crops (N, H, W, 3) of all of them; otherwise new
         ones are made.
         """
-        ahead = self._read_ahead(numbers)
+        drawn = [self.draw(number, 0) for number in numbers]
+        ahead = self._read_ahead(drawn)
         templates, searches = into or empty_crops((len(numbers),), self.settings)
-        return [self.sample(number, ahead, (templates[i], searches[i])) for i, number in enumerate(numbers)]
+        return [
+            self._make(number, first, ahead, (templates[row], searches[row]))
+            for row, (number, first) in enumerate(zip(numbers, drawn, strict=True))
+        ]
 
-    def sample(
-        self, number: int, ahead: Mapping[Place, Piece] = NONE_READ, into: tuple[Image, Image] | None = None
-    ) -> tuple[Sample, list[str]]:
+    def sample(self, number: int) -> tuple[Sample, list[str]]:
         """Sample `number` (from 0, over the whole run), and one line for each broken frame met on the way.
 
-        `ahead`: what was already read of frames. `into`: arrays for its crops; otherwise new ones are made. Raises
-        DataError after 100 draws without a valid sample, and StoreError if an object store does not deliver a frame,
-        because substituting a frame would change the run.
+        Raises DataError after 100 draws without a valid sample, and StoreError if an object store does not deliver a
+        frame, because substituting a frame would change the run.
         """
+        return self._make(number, self.draw(number, 0), NONE_READ, empty_crops((), self.settings))
+
+    def _make(
+        self, number: int, first: tuple[int, Draws], ahead: Mapping[Place, Piece], into: tuple[Image, Image]
+    ) -> tuple[Sample, list[str]]:
+        """A sample and its problems. `first`: its first draw; `ahead`: what was already read of frames."""
         problems: list[str] = []
         for attempt in range(MAX_ATTEMPTS):
-            which, draws = self.draw(number, attempt)
+            which, draws = self.draw(number, attempt) if attempt else first
             boxes = self._boxes(which, draws)
             if boxes is None:
                 continue
@@ -188,13 +195,12 @@ class TripletSource:
                 raise BrokenFrame(f"{name} cannot be read ({error})") from error
             raise StoreError(f"{one.root.path}/{path}: cannot be read ({error})") from error
 
-    def _read_ahead(self, numbers: Sequence[int]) -> dict[Place, Piece]:
-        """What the first draws of the samples need of frames in object stores. Missing frames are left out."""
+    def _read_ahead(self, drawn: Sequence[tuple[int, Draws]]) -> dict[Place, Piece]:
+        """What these draws need of frames in object stores. Missing frames are left out."""
         wanted: dict[Place, Part] = {}
         if all(one.root.local for one in self.mixture.sets):
             return {}
-        for number in numbers:
-            which, draws = self.draw(number, 0)
+        for which, draws in drawn:
             if not self.mixture.sets[which].root.local:
                 for place, part in self._needed(which, draws):
                     wanted[place] = part.joined(wanted.get(place, part))
