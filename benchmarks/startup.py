@@ -64,7 +64,9 @@ def main() -> None:
                 times = [one[name] for one in rounds]
                 middle = statistics.median(times)
                 listed = ", ".join(f"{seconds:.1f}" for seconds in times)
-                print(f"  {name:<14} {middle:5.1f} s to the first step, {middle / shortest:.2f} × ({listed})", flush=True)
+                print(
+                    f"  {name:<14} {middle:5.1f} s to the first step, {middle / shortest:.2f} × ({listed})", flush=True
+                )
 
 
 def measure_round(folder: Path, checkouts: dict[str, Path], address: str) -> dict[str, float]:
