@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--before", type=Path, help="another checkout of this project, to compare with")
     options = parser.parse_args()
+    os.environ["RAY_AUTH_MODE"] = "disabled"
     checkouts = {"seqtrack train": Path.cwd()} | ({"before": options.before.absolute()} if options.before else {})
     with tempfile.TemporaryDirectory() as folder:
         for warm in (True, False):
@@ -85,7 +86,7 @@ def measure_round(folder: Path, checkouts: dict[str, Path], address: str) -> dic
 
 def start(program: list[str], checkout: Path, address: str) -> float:
     """Runs Python code with arguments in a checkout, to its end. Returns when it began."""
-    environment = os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(checkout)}
+    environment = os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(checkout)}
     began = time.time()
     subprocess.run(
         [sys.executable, "-c", *program], cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL

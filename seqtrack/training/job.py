@@ -1,9 +1,9 @@
-"""What a worker is given, and how it begins: with the stream of batches, whose first one takes longest."""
+"""What a worker is given, and its batches. Imports neither torch nor timm."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,12 @@ import ray
 import ray.train
 
 from seqtrack.config import Config
-from seqtrack.data.batches import HostBatch, StreamPlan
+from seqtrack.data.batches import BLOCK_SAMPLES, HostBatch, StreamPlan, make_batches
 from seqtrack.data.stream import StreamSource, stream_batches
 from seqtrack.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from seqtrack.runs.checkpoint import StoredCheckpoint
-    from seqtrack.training.loop import Ended
 
 
 @dataclass(frozen=True)
@@ -44,26 +43,35 @@ class Job:
     """Revision of the code that the job runs."""
 
     def open_stream(self, step: int) -> Generator[HostBatch, None, None]:
-        """This worker's batches from a step on. The first one is made from now on, in another thread."""
+        """This worker's batches from a step on, which other threads begin to make now.
+
+        The processes of a stream take seconds to start. Meanwhile the worker makes the first batches itself.
+        """
         context, config = ray.train.get_context(), self.config
         plan = StreamPlan.from_config(config, context.get_world_size())
-        rank = context.get_world_rank()
-        return opened(stream_batches(self.stream, plan, rank, step, config.total_steps, config.steps_per_epoch))
+        rank, stop = context.get_world_rank(), config.total_steps
+        streamed = min(step + max(BLOCK_SAMPLES * plan.world_size // plan.batch_size, 1), stop)
+        first = begun(make_here(self.stream, plan, rank, range(step, streamed)))
+        if streamed == stop:
+            return first
+        return joined(first, begun(stream_batches(self.stream, plan, rank, streamed, stop, config.steps_per_epoch)))
 
 
-def run_job(settings: dict[str, Any]) -> Ended:
-    """The function that Ray Train runs on each worker: see `train_worker`. `settings["job"]` refers to the Job."""
-    job: Job = ray.get(settings["job"])
-    new = job.resume_from is None and ray.train.get_checkpoint() is None
-    # The processes that make the first batch take seconds to start. Torch and timm are imported meanwhile.
-    batches = job.open_stream(0) if new else None
-
-    from seqtrack.training.worker import train_worker
-
-    return train_worker(job, batches)
+def make_here(
+    source: StreamSource, plan: StreamPlan, rank: int, steps: Iterable[int]
+) -> Generator[HostBatch, None, None]:
+    """The batches of some steps, made in this process, as a task of the stream would make them."""
+    triplets = source.make_triplets(ray.get(source.mixture_ref))
+    for step in steps:
+        yield from make_batches(triplets, plan, [step], rank)
 
 
-def opened(batches: Generator[HostBatch, None, None]) -> Generator[HostBatch, None, None]:
+def joined(*parts: Generator[HostBatch, None, None]) -> Generator[HostBatch, None, None]:
+    for part in parts:
+        yield from part
+
+
+def begun(batches: Generator[HostBatch, None, None]) -> Generator[HostBatch, None, None]:
     """The same batches. The first one is made in another thread from now on, rather than when it is asked for."""
     first: Future[HostBatch] = Future()
 

@@ -29,7 +29,8 @@ from seqtrack.model.weights import Weights
 from seqtrack.runs.checkpoint import StoredCheckpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.log import append_to_log
-from seqtrack.training.job import Job, run_job
+from seqtrack.training.entry import run_job
+from seqtrack.training.job import Job
 
 logger = logging.getLogger("seqtrack.training")
 
