@@ -290,7 +290,6 @@ def test_the_curves_of_a_training_with_every_trouble_are_those_of_one_without(
     cluster: None, server: MlflowServer, lasot_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server is blocked, a worker killed meanwhile; then the server is killed too, and started again."""
-    monkeypatch.setattr(mlflow, "SECONDS_TO_OPEN", 60.0)
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
     settings = make_tiny_settings(lasot_root, tmp_path / "runs")
     settings["DATA"]["TRAIN"]["SAMPLE_PER_EPOCH"] = 158
