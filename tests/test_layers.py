@@ -28,6 +28,8 @@ nothing of each other, except on the ground."""
 WITH_RAY = (
     "data/stream",
     "cluster/",
+    "training/entry",
+    "training/job",
     "training/worker",
     "training/trainer",
     "experiments/",

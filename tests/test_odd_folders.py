@@ -16,7 +16,8 @@ from seqtrack.data.packing import pack_shard, plan_shards, write_index
 from seqtrack.data.storage import Root, open_root
 from seqtrack.experiments.prepare import prepare, settle_paths
 from seqtrack.integrations.mlflow import deliver
-from seqtrack.integrations.mlflow_store import make_client, sqlite_uri, tracking_uri
+from seqtrack.integrations.mlflow_store import make_client
+from seqtrack.integrations.store_uri import sqlite_uri, tracking_uri
 from seqtrack.locations import filesystem_at
 from seqtrack.model.weights import MODEL_FILE, read_weights, save_safetensors
 from seqtrack.runs.checkpoint import find_checkpoint, newest_checkpoint
@@ -88,10 +89,10 @@ def test_a_run_trains_goes_on_and_is_shown_by_mlflow(
 
     empty_store(folder / "runs")
     mirror = deliver(written(place))
-    assert mirror.state.run_id is not None
+    assert mirror.note.state.run_id is not None
     client = make_client(config)
     assert tracking_uri(config) == sqlite_uri(folder / "runs/mlflow.db")
-    assert {file.path for file in client.list_artifacts(mirror.state.run_id)} >= {SETTINGS_FILE, "train.log"}
+    assert {file.path for file in client.list_artifacts(mirror.note.state.run_id)} >= {SETTINGS_FILE, "train.log"}
     assert list(folder.glob("runs/mlartifacts/*/artifacts/train.log")) != []
 
 

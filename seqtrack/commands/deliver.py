@@ -25,5 +25,5 @@ def run(options: argparse.Namespace) -> int:
         raise
     except Exception as error:  # whatever MLflow raises
         raise ProgramError(explain(error)) from error
-    print(f"MLflow run {mirror.state.run_id} is up to date with {options.run_folder}")
+    print(f"MLflow run {mirror.note.state.run_id} is up to date with {options.run_folder}")
     return 0

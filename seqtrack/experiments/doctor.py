@@ -262,7 +262,7 @@ def check_ray() -> str:
 def check_mlflow(config: Config) -> str:
     import httpx2
 
-    from seqtrack.integrations.mlflow_store import shown_store, sqlite_file, tracking_uri
+    from seqtrack.integrations.store_uri import shown_store, sqlite_file, tracking_uri
 
     uri, shown = tracking_uri(config), shown_store(config)
     if uri.startswith("http"):

@@ -17,7 +17,7 @@ from seqtrack.evaluation.protocols import MEASURES, protocol_named
 from seqtrack.experiments.evaluate import Folder, Tracking, score_all, scores_of, track_benchmark, write_page
 from seqtrack.experiments.evaluators import Evaluators, Plan, take_idle_time_only
 from seqtrack.failures import explain
-from seqtrack.integrations.mlflow_store import EVALUATION
+from seqtrack.integrations.store_uri import EVALUATION
 from seqtrack.locations import child
 from seqtrack.reports.evaluation_tables import TrackerFacts
 from seqtrack.runs.checkpoint import NAME, whole_checkpoints

@@ -22,6 +22,7 @@ from seqtrack.experiments.evaluate_run import due_checkpoints
 from seqtrack.experiments.prepare import open_experiment, prepare, settle_paths
 from seqtrack.experiments.train import run_prepared
 from seqtrack.integrations import mlflow_store
+from seqtrack.integrations.store_uri import with_one_store
 from seqtrack.locations import absolute, child
 from seqtrack.model.weights import Weights, read_weights
 from seqtrack.reports.comparison import Comparison, compare
@@ -59,7 +60,7 @@ def reproduce(
     finished1, finished2 = (None if location is None else find_run(location) for location in given)
     # Two finished runs can be compared where their data are not.
     config, data = (settle_paths(config), None) if all(given) else open_experiment(config)
-    config = mlflow_store.with_one_store(config)  # the phases' storage is further down
+    config = with_one_store(config)  # the phases' storage is further down
     parent_run = mlflow_store.open_parent_run(config)
     experiment = RunFolder.of(config)
     config = config.with_settings({"RUN.STORAGE_PATH": experiment.location})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import ray
 
@@ -14,13 +15,12 @@ from seqtrack.cluster.resources import Resources, cluster_resources, plan_resour
 from seqtrack.cluster.stop import StopOnSignal
 from seqtrack.config import Config
 from seqtrack.environment import code_revision, submission
-from seqtrack.experiments.evaluate_run import RunEvaluation
-from seqtrack.experiments.evaluators import plan_within, plan_workers
 from seqtrack.experiments.prepare import PreparedRun, keep_start, log_start, prepare
 from seqtrack.failures import without_passwords
 from seqtrack.integrations import hub
-from seqtrack.integrations.mlflow import MirrorThread
-from seqtrack.integrations.mlflow_store import check_store, tracking_uri
+from seqtrack.integrations.mirror_state import await_mlflow_run
+from seqtrack.integrations.mirror_thread import MirrorThread
+from seqtrack.integrations.store_uri import tracking_uri
 from seqtrack.locations import child
 from seqtrack.runs.checkpoint import OpenedCheckpoint
 from seqtrack.runs.evaluations import forget_later
@@ -28,6 +28,9 @@ from seqtrack.runs.folder import write_settings
 from seqtrack.runs.log import LogFollower
 from seqtrack.training.loop import Ended
 from seqtrack.training.trainer import make_job, train
+
+if TYPE_CHECKING:
+    from seqtrack.experiments.evaluate_run import RunEvaluation
 
 SECONDS_TO_STOP = 20.0
 """Seconds to wait for MLflow and the Hub after a stop request. They get the rest when the run goes on."""
@@ -62,7 +65,10 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
     Raises InputError before any worker starts; later HopelessError or ray.train's TrainingFailedError.
     """
     config, run = prepared.config, prepared.run
-    check_store(config)
+    if config.MLFLOW.REQUIRED:
+        from seqtrack.integrations.mlflow_store import check_store  # imports MLflow
+
+        check_store(config)
     join_cluster()
     resources = plan_resources(config, cluster_resources())
     write_settings(config, run)
@@ -91,7 +97,7 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
                 prepared.weights,
                 stop.request,
                 prepared.allow_changed,
-                mirror.run_id(),
+                partial(await_mlflow_run, run),
             )
             log_start(prepared, resources)
             if evaluation is not None:
@@ -122,6 +128,9 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
 
 def measure_beside(prepared: PreparedRun, resources: Resources) -> RunEvaluation:
     """Measures a run's checkpoints on what its training leaves of the cluster; after it, on all of the cluster."""
+    from seqtrack.experiments.evaluate_run import RunEvaluation  # imports what draws figures
+    from seqtrack.experiments.evaluators import plan_within, plan_workers
+
     forget_later(prepared.run, prepared.step)
     share = resources.evaluation
     beside = plan_within(share, yields=True) if share is not None else None

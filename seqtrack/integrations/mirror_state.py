@@ -1,8 +1,11 @@
-"""What a run's folder knows of its MLflow run. Imports no MLflow: a sweep's trials read it, too."""
+"""What a run's folder knows of its MLflow run. Imports no MLflow: workers and a sweep's trials read it, too."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from seqtrack.runs.folder import RunFolder
@@ -11,7 +14,7 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 MIRROR_FILE = "mlflow.json"
 SECONDS_TO_OPEN = 20.0
-"""A start waits this long for the run's id, which its checkpoints then name."""
+"""A worker waits this long for the run's id, which its checkpoints then name."""
 
 
 @dataclass
@@ -20,6 +23,8 @@ class MirrorState:
 
     run_id: str | None = None
     """None until a server was reached."""
+    opened: bool = False
+    """Whether a server was reached since the run's last start: then `run_id` is that of a run that is there."""
     status: Status = "RUNNING"
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
@@ -29,3 +34,49 @@ class MirrorState:
     def read(cls, run: RunFolder) -> MirrorState:
         """The run's state; a new one if the folder has none. Raises RunFileError for a file that is something else."""
         return run.read_as(MIRROR_FILE, cls) or cls()
+
+
+class MirrorNote:
+    """Keeps `mlflow.json`: the training's thread notes start and end, the mirror's own thread the run's id."""
+
+    def __init__(self, run: RunFolder) -> None:
+        """Raises RunFileError if the folder's `mlflow.json` is empty or cut off."""
+        self._run, self.state = run, MirrorState.read(run)
+        self._writing = threading.Lock()
+
+    def start(self, tags: dict[str, str], params: Mapping[str, Any] | None = None) -> None:
+        """Notes that the run is on, with tags for its page, beside those of earlier starts.
+
+        `params`: what the page has as parameters beside the settings.
+        """
+        self.state.status, self.state.tags, self.state.opened = "RUNNING", self.state.tags | tags, False
+        self.state.params |= params or {}
+        self.write()
+
+    def end(self, status: Status) -> None:
+        self.state.status = status
+        self.write()
+
+    def open(self, run_id: str) -> None:
+        """Notes the id of the MLflow run, once it is there."""
+        if not self.state.opened or self.state.run_id != run_id:
+            self.state.run_id, self.state.opened = run_id, True
+            self.write()
+
+    def write(self) -> None:
+        with self._writing:
+            self._run.write_json(MIRROR_FILE, asdict(self.state))
+
+
+def await_mlflow_run(run: RunFolder, patience: float = SECONDS_TO_OPEN) -> str | None:
+    """The id of the MLflow run of a run that is on; if MLflow does not answer within `patience` seconds, the id that
+    an earlier start noted, or None.
+
+    The job's process opens it and notes it in the run's folder.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        state = MirrorState.read(run)
+        if state.opened or time.monotonic() >= deadline:
+            return state.run_id
+        time.sleep(0.2)

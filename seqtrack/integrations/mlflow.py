@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import shlex
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +31,12 @@ from mlflow.utils.validation import (
 from pyarrow import ArrowException
 
 from seqtrack.config import SETTINGS_FILE, Config
-from seqtrack.environment import command
-from seqtrack.integrations.background import BackgroundSync
-from seqtrack.integrations.mirror_state import MIRROR_FILE, SECONDS_TO_OPEN, MirrorState, Status
+from seqtrack.integrations.mirror_state import MirrorNote
 from seqtrack.integrations.mlflow_store import (
     EVALUATION,
     find_experiment,
     make_client,
     send_evaluations,
-    shown_store,
     tracking_uri,
 )
 from seqtrack.model.weights import read_weights
@@ -61,10 +56,11 @@ SNAPSHOTS = "snapshots"
 class Mirror:
     """The MLflow run of one run's folder. `sync` and `finish` send what is missing, and raise what MLflow raises."""
 
-    def __init__(self, config: Config, run: RunFolder) -> None:
-        """Raises RunFileError if the folder's `mlflow.json` is empty or cut off."""
+    def __init__(self, config: Config, run: RunFolder, note: MirrorNote | None = None) -> None:
+        """`note`: given if another thread writes it too. Raises RunFileError if the folder's `mlflow.json` is empty or
+        cut off."""
         self._config, self._run = config, run
-        self.state = MirrorState.read(run)
+        self.note = note or MirrorNote(run)
         self._open = False
         self._metrics = Tail(run, METRICS_FILE)
         self._evaluations = Tail(run, EVALUATIONS_FILE)
@@ -74,20 +70,6 @@ class Mirror:
         self._pictures_settled: set[int] = set()
         """Those whose picture it has, or whose checkpoint was not kept."""
         self._monitor: SystemMetricsMonitor | None = None
-        self._writing = threading.Lock()
-
-    def start(self, tags: dict[str, str], params: Mapping[str, Any] | None = None) -> None:
-        """Notes in the folder that the run is on, with tags for its page, beside those of earlier starts.
-
-        `params`: what the page has as parameters beside the settings.
-        """
-        self.state.status, self.state.tags = "RUNNING", self.state.tags | tags
-        self.state.params |= params or {}
-        self._write_state()
-
-    def end(self, status: Status) -> None:
-        self.state.status = status
-        self._write_state()
 
     def sync(self) -> None:
         """Sends what the folder has and MLflow lacks. After an error the next call asks the server what it got."""
@@ -118,7 +100,7 @@ class Mirror:
         if phase is not None:
             for name, figure in report_figures(phase, None, None).items():
                 self._client.log_figure(self._run_id, figure, f"figures/{name}.png")
-        self._client.set_terminated(self._run_id, self.state.status)
+        self._client.set_terminated(self._run_id, self.note.state.status)
 
     def watch_system(self) -> None:
         """Has MLflow's own metrics of this machine sent, from now on."""
@@ -138,31 +120,31 @@ class Mirror:
 
     @property
     def _run_id(self) -> str:
-        assert self.state.run_id is not None
-        return self.state.run_id
+        assert self.note.state.run_id is not None
+        return self.note.state.run_id
 
     def _open_run(self) -> None:
         """Goes on with this folder's MLflow run, or creates it."""
         run = None
-        if self.state.run_id is not None:
+        if self.note.state.run_id is not None:
             try:
-                run = self._client.get_run(self.state.run_id)
+                run = self._client.get_run(self.note.state.run_id)
             except MlflowException as error:
                 if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                     raise
-        tags = {key: value[:MAX_TAG_VAL_LENGTH] for key, value in resolve_tags(self.state.tags).items()}
+        tags = {key: value[:MAX_TAG_VAL_LENGTH] for key, value in resolve_tags(self.note.state.tags).items()}
         if run is None:
             experiment = find_experiment(self._client, self._config)
             name = self._config.MLFLOW.RUN_NAME or self._config.RUN.NAME
             run = self._client.create_run(experiment, run_name=name, tags=tags)
-            self.state.run_id = run.info.run_id
-            self._write_state()
+            self.note.open(run.info.run_id)
         else:
+            self.note.open(run.info.run_id)
             self._client.update_run(self._run_id, status="RUNNING")
             self._client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         params = [
             Param(key, str(value)[:MAX_PARAM_VAL_LENGTH])
-            for key, value in (self.state.params | self._config.flat()).items()
+            for key, value in (self.note.state.params | self._config.flat()).items()
             if key not in run.data.params
         ]
         for batch in _batches(params, MAX_PARAMS_TAGS_PER_BATCH):
@@ -213,63 +195,6 @@ class Mirror:
         page = f"{EVALUATION}/index.html"
         if self._run.has(page):
             self._client.log_text(self._run_id, self._run.read_text(page) or "", page)
-
-    def _write_state(self) -> None:
-        with self._writing:  # the training's thread notes the end, the mirror's own thread the run's id
-            self._run.write_json(MIRROR_FILE, asdict(self.state))
-
-
-class MirrorThread:
-    """Keeps a Mirror up to date beside a training, and lets nothing that MLflow does reach the training."""
-
-    def __init__(
-        self, config: Config, run: RunFolder, tags: dict[str, str], params: Mapping[str, Any] | None = None
-    ) -> None:
-        """Raises RunFileError if the folder's `mlflow.json` is empty or cut off."""
-        self._run = run
-        self._mirror = Mirror(config, run)
-        self._mirror.start(tags, params)
-        self._opened = threading.Event()
-        self._server = shown_store(config)
-        self._thread = BackgroundSync(self._server, self._sync, self._mirror.finish)
-        self._thread.start()
-
-    def run_id(self) -> str | None:
-        """The MLflow run's id; None where the server does not answer soon."""
-        self._opened.wait(SECONDS_TO_OPEN)
-        return self._mirror.state.run_id
-
-    def end(self, status: Status) -> None:
-        """Notes how the run ended; only the first call counts."""
-        if self._thread.ended:
-            return
-        try:
-            self._mirror.end(status)
-        except (OSError, ArrowException) as error:  # a full disk, say, which may be why the run ended
-            logger.warning("%s: the run's status cannot be noted (%s)", self._run.location, error)
-        self._thread.end()
-
-    def close(self, status: Status, patience: float) -> None:
-        """Waits until MLflow has everything, for `patience` seconds at most; then says what it lacks."""
-        self.end(status)
-        if self._thread.close(patience):
-            return
-        try:
-            unsent = f"{self._mirror.unsent()} records"
-        except (OSError, ArrowException) as error:
-            unsent = f"how much is not known: {error}"
-        logger.warning(
-            "%s lacks a part of this run (%s), which is in %s. To deliver it: %s",
-            self._server,
-            unsent,
-            self._run.location,
-            shlex.join(command("deliver", [self._run.location])),
-        )
-
-    def _sync(self) -> None:
-        self._mirror.sync()
-        self._mirror.watch_system()
-        self._opened.set()
 
 
 def deliver(location: str) -> Mirror:

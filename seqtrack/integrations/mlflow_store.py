@@ -1,10 +1,9 @@
-"""The MLflow store: which one it is, its client, its experiments, and the runs that hold other runs."""
+"""The MLflow store: its client, its experiments, and the runs that hold other runs."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import tempfile
 import threading
 import time
@@ -12,7 +11,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric
@@ -21,19 +19,24 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.file_utils import ExclusiveFileLock
 
 from seqtrack.config import Config
-from seqtrack.config.servers import DATABASES, STORE_VARIABLE, named_experiment, named_store
+from seqtrack.config.servers import DATABASES, named_experiment
 from seqtrack.errors import InputError
-from seqtrack.failures import explain, without_passwords
+from seqtrack.failures import explain
 from seqtrack.files import read_text
 from seqtrack.integrations.mirror_state import SECONDS_TO_OPEN
-from seqtrack.locations import filesystem_at, is_uri, lasting
+from seqtrack.integrations.store_uri import (
+    EVALUATION,
+    artifacts_beside,
+    shown_store,
+    sqlite_file,
+    sqlite_uri,
+    tracking_uri,
+)
+from seqtrack.locations import filesystem_at
 from seqtrack.runs.evaluations import CheckpointScores
 
 logger = logging.getLogger(__name__)
 
-SQLITE = "sqlite:///"
-EVALUATION = "evaluation"
-"""Folder of an evaluation's page among a run's artifacts."""
 _CHATTY = (
     *("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor", "urllib3"),
     "mlflow.utils.databricks_utils",
@@ -46,42 +49,6 @@ SECONDS_FOR_TABLES = 120.0
 
 class StoreError(InputError):
     """The MLflow store cannot be opened. The message says which and why, in a line."""
-
-
-def tracking_uri(config: Config) -> str:
-    """The store: MLFLOW_TRACKING_URI, else the setting, else a SQLite file beside the runs.
-
-    Where the runs lie in an object store, which cannot hold a SQLite file, it is in this folder's `runs/`. Raises
-    ConfigError for what cannot be a store.
-    """
-    folder = lasting("runs") if is_uri(config.RUN.STORAGE_PATH) else config.RUN.STORAGE_PATH
-    return named_store(config) or sqlite_uri(Path(folder, "mlflow.db"))
-
-
-def sqlite_uri(file: Path) -> str:
-    """The store in a SQLite file. SQLAlchemy decodes `%20` in a URI, and takes `?` for the beginning of options."""
-    return SQLITE + re.sub(r"%(?=[0-9a-fA-F]{2})|\?", lambda found: quote(found[0]), str(file))
-
-
-def artifacts_beside(uri: str) -> str | None:
-    """The place for the artifacts of the store in a SQLite file; None for a server, which knows its own place."""
-    file = sqlite_file(uri)  # given as a URI, since MLflow would decode %20 in a path
-    return None if file is None else (file.absolute().parent / "mlartifacts").as_uri()
-
-
-def shown_store(config: Config) -> str:
-    """The store as messages name it."""
-    return f"MLflow at {without_passwords(tracking_uri(config))}"
-
-
-def with_one_store(config: Config) -> Config:
-    """The settings with one store for all parts of an experiment. By default each would have one beside its folder.
-
-    What the environment names stays there: it holds for all parts anyway, and may have a password.
-    """
-    if os.environ.get(STORE_VARIABLE, "").strip():
-        return config
-    return config.with_settings({"MLFLOW.TRACKING_URI": tracking_uri(config)})
 
 
 def make_client(config: Config) -> MlflowClient:
@@ -108,16 +75,6 @@ def make_client(config: Config) -> MlflowClient:
         if not file.exists():
             _make_database(file)
         return MlflowClient(uri)
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """The file of a SQLite store; None for other stores."""
-    if not uri.lower().startswith("sqlite"):
-        return None
-    from sqlalchemy.engine import make_url
-
-    database = make_url(uri).database
-    return Path(database) if database and not database.startswith("file:") else None
 
 
 def open_store(config: Config) -> tuple[MlflowClient, str]:

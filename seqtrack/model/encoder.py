@@ -9,8 +9,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -38,6 +36,11 @@ class VisionTransformer(nn.Module):
     def __init__(
         self, size: VitSize, search_size: int, template_size: int, drop_path: float = 0.0, use_checkpoint: bool = False
     ) -> None:
+        # Imported when a model is built: with torchvision and torch's compiler, timm takes seconds, and most processes
+        # that know what a model is build none.
+        from timm.layers import PatchEmbed
+        from timm.models.vision_transformer import Block
+
         super().__init__()
         self.use_checkpoint = use_checkpoint
         self.num_search = (search_size // PATCH) ** 2

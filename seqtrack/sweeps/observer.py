@@ -16,7 +16,8 @@ from ray.tune.experiment import Trial as TuneTrial
 from seqtrack.cluster.stop import StopOnSignal
 from seqtrack.data.mixture import Mixture
 from seqtrack.experiments.train import run_tags
-from seqtrack.integrations.mlflow import MirrorThread, Status
+from seqtrack.integrations.mirror_state import Status
+from seqtrack.integrations.mirror_thread import MirrorThread
 from seqtrack.sweeps.plan import Plan, Work
 from seqtrack.sweeps.results import TrialNote, read_note, read_trial, write_note
 from seqtrack.sweeps.settings import trial_name

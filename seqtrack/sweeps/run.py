@@ -21,7 +21,8 @@ from seqtrack.environment import command
 from seqtrack.errors import Stopped
 from seqtrack.experiments.benchmarks import open_for_run
 from seqtrack.experiments.prepare import open_experiment
-from seqtrack.integrations.mlflow_store import close_parent_run, open_parent_run, with_one_store
+from seqtrack.integrations.mlflow_store import close_parent_run, open_parent_run
+from seqtrack.integrations.store_uri import with_one_store
 from seqtrack.locations import child
 from seqtrack.runs.folder import RunFolder, open_run, write_settings
 from seqtrack.sweeps.observer import Observer, interrupt_when_ended

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
+from functools import partial
 
 import ray
 from ray import tune
@@ -18,7 +18,7 @@ from seqtrack.evaluation.benchmarks import BenchmarkData
 from seqtrack.experiments.evaluate_run import RunEvaluation
 from seqtrack.experiments.evaluators import plan_within
 from seqtrack.experiments.prepare import PreparedRun, log_start, prepare
-from seqtrack.integrations.mirror_state import SECONDS_TO_OPEN, MirrorState
+from seqtrack.integrations.mirror_state import await_mlflow_run
 from seqtrack.runs.evaluations import CheckpointScores, forget_later
 from seqtrack.runs.folder import RunFolder, write_settings
 from seqtrack.sweeps.epoch_reports import EpochReports
@@ -89,19 +89,6 @@ def is_complete(trial: Trial, config: Config, sweep: Sweep) -> bool:
     return len(trial.history) >= sweep.epochs(config) and sweep.metric in trial.history[-1]
 
 
-def await_mlflow_run(trial: RunFolder, patience: float = SECONDS_TO_OPEN) -> str | None:
-    """The id of the trial's MLflow run, for its checkpoints; None if MLflow does not answer within `patience` seconds.
-
-    The job's process opens the run, as it does for every trial, and notes the id in the trial's folder.
-    """
-    deadline = time.monotonic() + patience
-    while True:
-        run_id = MirrorState.read(trial).run_id
-        if run_id is not None or time.monotonic() >= deadline:
-            return run_id
-        time.sleep(0.2)
-
-
 def _train(config: Config, setting: TrialSetting) -> Ended:
     prepared = prepare(config, data=Data(ray.get(setting.mixture_ref)), benchmarks=setting.benchmarks)
     write_settings(config, prepared.run)
@@ -116,7 +103,7 @@ def _train(config: Config, setting: TrialSetting) -> Ended:
         prepared.start.stored if prepared.start is not None else None,
         prepared.weights,
         setting.stop,
-        mlflow_run_id=await_mlflow_run(prepared.run),
+        find_mlflow_run=partial(await_mlflow_run, prepared.run),
     )
     log_start(prepared, setting.resources)
     by_auc = setting.sweep.metric == "auc"

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
@@ -29,7 +29,8 @@ from seqtrack.model.weights import Weights
 from seqtrack.runs.checkpoint import StoredCheckpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.log import append_to_log
-from seqtrack.training.worker import Job, train_worker
+from seqtrack.training.entry import run_job
+from seqtrack.training.job import Job
 
 logger = logging.getLogger("seqtrack.training")
 
@@ -47,11 +48,12 @@ def make_job(
     weights: Weights,
     stop: ray.actor.ActorHandle,
     allow_changed: Collection[str] = (),
-    mlflow_run_id: str | None = None,
+    find_mlflow_run: Callable[[], str | None] = lambda: None,
 ) -> Job:
     """Builds the job that the workers of a checked run are given. Raises DataError if no sequence can be drawn from.
 
-    `mixture_ref` refers to `mixture`; `stop` is a StopRequest, which several runs may share.
+    `mixture_ref` refers to `mixture`; `stop` is a StopRequest, which several runs may share;
+    `find_mlflow_run` waits for an id, on a worker.
     """
     triplets = TripletSource.from_config(config, mixture)
     return Job(
@@ -63,7 +65,7 @@ def make_job(
         start,
         frozenset(allow_changed),
         stop,
-        mlflow_run_id,
+        find_mlflow_run,
         code_revision(),
     )
 
@@ -96,7 +98,7 @@ def build_trainer(job: Job, resources: Resources, callbacks: Sequence[UserCallba
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     workers, fewest = config.RUN.WORKERS, config.RUN.MIN_WORKERS
     return TorchTrainer(
-        train_worker,
+        run_job,
         # By reference: Ray Train's controller unpacks this, and would import torch, timm and OpenCV before any worker.
         train_loop_config={"job": ray.put(job)},
         scaling_config=ScalingConfig(

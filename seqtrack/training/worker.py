@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -18,11 +17,11 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from torch import nn
 
 from seqtrack.config import Config
-from seqtrack.data.batches import StreamPlan
-from seqtrack.data.stream import StreamSource, stream_batches
+from seqtrack.data.batches import HostBatch
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoint
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.log import MetricsFile, RunLogHandler
+from seqtrack.training.job import Job
 from seqtrack.training.loop import Ended, HopelessError, Surroundings, TrainingLoop
 from seqtrack.training.slots import SlotGradients
 from seqtrack.training.state import TrainState, restore
@@ -31,31 +30,11 @@ from seqtrack.training.step import Backward, backward, set_determinism
 logger = logging.getLogger("seqtrack.training")
 
 
-@dataclass(frozen=True)
-class Job:
-    """Everything that a worker is given."""
+def train_worker(job: Job, batches: Generator[HostBatch, None, None] | None) -> Ended:
+    """Trains to the end of the last epoch, or until the job is asked to stop.
 
-    config: Config
-    run: RunFolder
-    stream: StreamSource
-    dataset: dict[str, Any]
-    """Description of the data: sequences, frames, fingerprint of the index."""
-    weights: ray.ObjectRef | None
-    """Initial weights of a new run. Parameters that are missing keep their random values."""
-    resume_from: StoredCheckpoint | None
-    """Checkpoint that the run starts from. After a failure, it continues from its own latest one instead."""
-    allow_changed: frozenset[str]
-    """What may differ from the checkpoint: settings, packages, `dataset`."""
-    stop: ray.actor.ActorHandle
-    """The StopRequest actor."""
-    mlflow_run_id: str | None
-    code_revision: str
-    """Revision of the code that the job runs."""
-
-
-def train_worker(settings: dict[str, Any]) -> Ended:
-    """Trains to the end of the last epoch, or until the job is asked to stop. `settings["job"]` refers to the Job."""
-    job: Job = ray.get(settings["job"])
+    `batches`: those of a new run; None if it starts from a checkpoint, whose step is not known yet.
+    """
     config, context = job.config, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     with _run_log(job.run, rank):
@@ -72,9 +51,8 @@ def train_worker(settings: dict[str, Any]) -> Ended:
             resumed_from = restore(state, start, config, job.dataset, job.allow_changed, rank, hardware, job.run)
         model, make_gradients = _prepare_model(config, state, rank, world_size)
         _announce(config, state, world_size, hardware)
-        plan = StreamPlan.from_config(config, world_size)
         surroundings = Surroundings(
-            stream_batches(job.stream, plan, rank, state.step, config.total_steps),
+            batches or job.open_stream(state.step),
             RaySink(job.run),
             {
                 "resumed_from": resumed_from,
@@ -82,7 +60,7 @@ def train_worker(settings: dict[str, Any]) -> Ended:
                 "hardware": hardware,
                 "dataset": job.dataset,
                 "code_revision": job.code_revision,
-                "mlflow_run_id": job.mlflow_run_id,
+                "mlflow_run_id": job.find_mlflow_run() if rank == 0 else None,
             },
             MetricsFile(job.run, state.step) if rank == 0 else None,
             _watch(job.stop).is_set if rank == 0 else lambda: False,

@@ -19,7 +19,6 @@ from tests.integrations.hub_server import HubServer
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seqtrack.integrations.background.SECONDS_BETWEEN_LOOKS", 0.05)
     monkeypatch.setattr("seqtrack.integrations.background.LONGEST_PAUSE", 0.5)
-    monkeypatch.setattr("seqtrack.integrations.mlflow.SECONDS_TO_OPEN", 0.0)
 
 
 @pytest.fixture

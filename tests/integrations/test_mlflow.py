@@ -20,7 +20,9 @@ from seqtrack.config import Config
 from seqtrack.environment import command
 from seqtrack.experiments.train import run_training
 from seqtrack.integrations import mlflow
-from seqtrack.integrations.mlflow import MIRROR_FILE, Mirror, MirrorState, MirrorThread, deliver
+from seqtrack.integrations.mirror_state import MIRROR_FILE, MirrorState, await_mlflow_run
+from seqtrack.integrations.mirror_thread import MirrorThread
+from seqtrack.integrations.mlflow import Mirror, deliver
 from seqtrack.runs.checkpoint import whole_checkpoints
 from seqtrack.runs.evaluations import CheckpointScores, add_evaluation
 from seqtrack.runs.folder import RunFileError, RunFolder
@@ -56,7 +58,7 @@ def train(run: RunFolder, start: int, stop: int, time: int = 0) -> None:
 
 def started(config: Config, run: RunFolder, tags: dict[str, str] = TAGS) -> Mirror:
     mirror = Mirror(config, run)
-    mirror.start(tags)
+    mirror.note.start(tags)
     return mirror
 
 
@@ -93,7 +95,7 @@ def test_a_run_that_goes_on_is_one_run_with_every_step_once(server: MlflowServer
     again.sync()
     again.sync()
     train(run, 50, 60)
-    again.end("FINISHED")
+    again.note.end("FINISHED")
     again.finish()
     assert_history(config, 60)
     _, found = the_run(config)
@@ -223,7 +225,7 @@ def test_a_state_that_cannot_be_written_stays_the_old_one_and_stops_nothing(
 ) -> None:
     config, run = tracked(server.uri)
     thread = MirrorThread(config, run, TAGS)
-    wait_until(lambda: thread.run_id() is not None)
+    assert await_mlflow_run(run) is not None
     before = MirrorState.read(run)
 
     def full(path: Path, data: bytes) -> None:
@@ -251,8 +253,8 @@ def test_what_cannot_be_delivered_is_kept_with_the_command_that_delivers_it(
     train(run, 0, 12)
     with caplog.at_level(logging.WARNING, "seqtrack"):
         thread = MirrorThread(config, run, TAGS)
-        assert thread.run_id() is None
         wait_until(lambda: "training goes on" in caplog.text)
+        assert await_mlflow_run(run, patience=0) is None
         thread.close("FINISHED", patience=0.5)
     assert f"lacks a part of this run (12 records), which is in {run.location}." in caplog.text
     assert f"To deliver it: {shlex.join(command('deliver', [run.location]))}" in caplog.text
@@ -272,7 +274,7 @@ def test_a_postgresql_store(tmp_path: Path, tracked: Tracked, monkeypatch: pytes
         started(config, run).sync()
         train(run, 20, 40)
         again = Mirror(config, run)
-        again.end("KILLED")
+        again.note.end("KILLED")
         again.finish()
         assert_history(config, 40)
         assert the_run(config)[1].info.status == "KILLED"
@@ -288,7 +290,6 @@ def test_the_curves_of_a_training_with_every_trouble_are_those_of_one_without(
     cluster: None, server: MlflowServer, lasot_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server is blocked, a worker killed meanwhile; then the server is killed too, and started again."""
-    monkeypatch.setattr(mlflow, "SECONDS_TO_OPEN", 60.0)
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
     settings = make_tiny_settings(lasot_root, tmp_path / "runs")
     settings["DATA"]["TRAIN"]["SAMPLE_PER_EPOCH"] = 158

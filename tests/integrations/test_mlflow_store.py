@@ -18,15 +18,16 @@ from mlflow import MlflowClient
 from seqtrack import cli
 from seqtrack.config import Config
 from seqtrack.integrations import mlflow_store
-from seqtrack.integrations.mlflow import Mirror, MirrorThread
+from seqtrack.integrations.mirror_thread import MirrorThread
+from seqtrack.integrations.mlflow import Mirror
 from seqtrack.integrations.mlflow_store import (
     StoreError,
-    artifacts_beside,
     check_store,
     close_parent_run,
     log_evaluation,
     open_parent_run,
 )
+from seqtrack.integrations.store_uri import artifacts_beside
 from seqtrack.runs.evaluations import CheckpointScores
 from seqtrack.runs.folder import RunFolder
 from tests.integrations.servers import empty_store, wait_until

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from seqtrack.errors import InputError
-from seqtrack.integrations.mlflow import MIRROR_FILE
+from seqtrack.integrations.mirror_state import MIRROR_FILE, await_mlflow_run
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, checkpoint_name, write_checkpoint
 from seqtrack.runs.folder import RunFileError, RunFolder
 from seqtrack.sweeps.plan import plan_work
@@ -26,7 +26,6 @@ from seqtrack.sweeps.results import (
     write_note,
 )
 from seqtrack.sweeps.settings import Params, Sweep, trial_name
-from seqtrack.sweeps.trial import await_mlflow_run
 from seqtrack.sweeps.tuner import make_search
 from tests.folders import run_at
 from tests.settings import make_tiny_settings
@@ -174,7 +173,9 @@ def test_a_trial_waits_for_its_mlflow_run(folder: RunFolder) -> None:
 
     def open_run() -> None:
         folder.write_json(MIRROR_FILE, {"run_id": None, "status": "RUNNING"})
-        threading.Timer(0.3, folder.write_json, [MIRROR_FILE, {"run_id": "a1", "status": "RUNNING"}]).start()
+        threading.Timer(
+            0.3, folder.write_json, [MIRROR_FILE, {"run_id": "a1", "status": "RUNNING", "opened": True}]
+        ).start()
 
     threading.Timer(0.3, open_run).start()
     assert await_mlflow_run(folder, patience=30) == "a1"
