@@ -29,7 +29,7 @@ def boxes_to_tokens(boxes_xywh: Tensor, bins: int, seq_format: SeqFormat) -> Ten
     else:
         coordinates = boxes.xyxy_to_cxcywh(corners)
         if seq_format == "whxy":
-            coordinates = coordinates[..., [2, 3, 0, 1]]
+            coordinates = coordinates.roll(2, -1)  # not an index list, for which a GPU's step would wait
     return (coordinates * (bins - 1)).to(torch.int64)
 
 
@@ -39,7 +39,7 @@ def tokens_to_boxes(tokens: Tensor, bins: int, seq_format: SeqFormat) -> Tensor:
     if seq_format == "corner":
         return coordinates
     if seq_format == "whxy":
-        coordinates = coordinates[..., [2, 3, 0, 1]]
+        coordinates = coordinates.roll(2, -1)
     return boxes.cxcywh_to_xyxy(coordinates)
 
 

@@ -132,10 +132,16 @@ class TrainConfig(Section):
     """Largest global norm of the gradients; larger ones are scaled down to it."""
     SCHEDULER: SchedulerConfig = SchedulerConfig()
     # ours
-    PRECISION: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of forward and backward. Weights, optimizer and loss stay fp32."""
+    PRECISION: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Arithmetic of forward and backward. Weights, optimizer and loss stay fp32. `tf32` rounds what a GPU multiplies
+    to 10 bits of mantissa, and has no effect on a CPU; `fp32` uses no TF32 at all. There is no fp16, which would need
+    a gradient scaler: every GPU since Ampere has bf16, and older ones use fp32."""
     DETERMINISTIC: bool = True
     """Use only deterministic kernels, so that the same run gives the same bits. false is faster on a GPU."""
+    COMPILE: bool = False
+    """Compile the encoder's blocks and the decoder's layers with torch.compile. It takes a minute before the first
+    step, and pays off in long runs. Bits differ from those without it, but repeat. Needs a C++ compiler on a CPU and
+    Triton on a GPU; the log says so where they are missing, and the run goes on without."""
     SLOTS: PositiveInt | None = None
     """Number of parts (a power of two) that each batch is divided into. They are computed one by one: 1, 2, 4 … SLOTS
     workers give the same bits, and a step needs memory for one part only. Unset: ordinary data-parallel training."""

@@ -58,7 +58,7 @@ class DecoderLayer(nn.Module):
     def forward(self, x_BLD: Tensor, memory_BND: Tensor, pos_LD: Tensor, pos_ND: Tensor, causal_LL: Tensor) -> Tensor:
         def self_attention(x: Tensor) -> Tensor:
             query = x + pos_LD
-            return self.self_attn(query, query, x, attn_mask=causal_LL, need_weights=False)[0]
+            return self.self_attn(query, query, x, attn_mask=causal_LL, need_weights=False, is_causal=True)[0]
 
         def cross_attention(x: Tensor) -> Tensor:
             return self.multihead_attn(x + pos_LD, memory_BND + pos_ND, memory_BND, need_weights=False)[0]

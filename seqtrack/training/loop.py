@@ -24,10 +24,11 @@ from seqtrack.data.batches import HostBatch, StreamPlan, check_batch
 from seqtrack.runs.checkpoint import Contents, checkpoint_name
 from seqtrack.runs.log import MetricsFile
 from seqtrack.training.coordination import Agreement
+from seqtrack.training.copies import DeviceBatches
 from seqtrack.training.meters import EpochMeter, log_line, sets_line, summary_line
 from seqtrack.training.slots import find_difference
 from seqtrack.training.state import TrainState, generator_states
-from seqtrack.training.step import Backward, Batch, Objective, train_step
+from seqtrack.training.step import Backward, Objective, train_step
 
 logger = logging.getLogger("seqtrack.training")
 Told = TypeVar("Told")
@@ -89,6 +90,9 @@ class Surroundings:
     """Whether a node of this run is about to be taken away; all ranks ask in the same step."""
     clock: Callable[[], float] = time.perf_counter
     """The time in seconds."""
+    fetch_ahead: bool = False
+    """Whether the next batch is fetched before the log line of an interval's last step. Worth it on a device that
+    works on its own, because the line waits for the device."""
 
 
 class TrainingLoop:
@@ -111,6 +115,7 @@ class TrainingLoop:
         self.rank, self.world_size, self.device = rank, world_size, device
         self.outside = surroundings
         self.plan = StreamPlan.from_config(config, world_size)
+        self.batches = DeviceBatches(surroundings.batches, device, surroundings.clock)
         self.objective = Objective(config).to(device)
         self.agreement = Agreement(world_size)
         self.asked_at = surroundings.clock()
@@ -125,16 +130,12 @@ class TrainingLoop:
         """Trains. Raises HopelessError, StreamError, or the error of writing a checkpoint."""
         config, state, clock = self.config, self.state, self.outside.clock
         self.model.train()
-        batches = self.outside.batches
         began, stopping = clock(), False
         while state.step < config.total_steps and not stopping:
-            waits_since = clock()
-            batch = next(batches)
-            waited = clock() - waits_since
+            batch, on_device, waited = self.batches.next()
             check_batch(batch, self.plan, self.rank, state.step)
             self.problems.extend(batch.problems)
             self.fault = self.fault or batch.fault
-            on_device = self._to_device(batch)
             self.unread.append(train_step(self.model, state.optimizer, on_device, self.objective, self.backward))
             state.step += 1
             self.interval_steps += 1
@@ -148,15 +149,18 @@ class TrainingLoop:
             epoch_ends = step_of_epoch == 0
             interval_ends = epoch_ends or self._passed_multiple(config.TRAIN.PRINT_INTERVAL)
             planned = epoch_ends or _every(config.TRAIN.CHECKPOINT_EVERY_STEPS, step_of_epoch)
-            if interval_ends or planned or stopping or preempted:
+            saves = planned or stopping or preempted
+            if self.outside.fetch_ahead and interval_ends and not saves:
+                self.batches.fetch_ahead()  # the device works meanwhile; reading the meters waits for it
+            if interval_ends or saves:
                 self._read_meters()
             if interval_ends:
                 record = self._log_interval() | (self._end_epoch() if epoch_ends else {})
                 if self.outside.metrics_file is not None:
                     self.outside.metrics_file.add(record)
-            if planned or stopping or preempted:
+            if saves:
                 self._save_checkpoint()
-        batches.close()
+        self.batches.close()
         self.outside.sink.wait()
         return Ended(state.history, state.step, stopped=state.step < config.total_steps)
 
@@ -174,14 +178,6 @@ class TrainingLoop:
                 "Preemption : a node of this run is about to go; writing a checkpoint at step %d", self.state.step
             )
         return stop, news
-
-    def _to_device(self, batch: HostBatch) -> Batch:
-        def move(array: Any) -> Tensor:
-            # A copy: arrays from the object store are read-only, and pinned memory makes the transfer asynchronous.
-            tensor = torch.tensor(array)
-            return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
-
-        return Batch(*(move(getattr(batch, name)) for name in Batch._fields))
 
     def _passed_multiple(self, interval: int) -> bool:
         """Whether the number of the epoch's samples passed a multiple of `interval` in this step."""

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from seqtrack.config import Config
 from seqtrack.environment import installed_versions
 from seqtrack.failures import explain
+from seqtrack.model.compile import compile_blocks
 from seqtrack.model.seqtrack import SeqTrack, build_model
 from seqtrack.model.weights import MODEL_FILE, Weights, check_finite
 from seqtrack.runs.checkpoint import (
@@ -54,6 +55,8 @@ class TrainState:
     """One summary for each finished epoch."""
     metrics: list[tuple[float, float, float, float]] = field(default_factory=list)
     """Loss, IoU, gradient norm and learning rate of every step since the run began."""
+    compiled: bool = False
+    """Whether the model's blocks are compiled: TRAIN.COMPILE is set, and there is a compiler."""
 
     @classmethod
     def fresh(cls, config: Config, rank: int, device: torch.device, weights: Weights | None = None) -> TrainState:
@@ -65,9 +68,10 @@ class TrainState:
         model = build_model(config)
         model.load_state_dict(weights or {}, strict=False)
         model.to(device)
+        compiled = config.TRAIN.COMPILE and compile_blocks(model, device)
         seed_generators(config.SEED, 1 + rank)
         optimizer = build_optimizer(model, config.TRAIN)
-        return cls(model, optimizer, build_scheduler(optimizer, config.TRAIN))
+        return cls(model, optimizer, build_scheduler(optimizer, config.TRAIN), compiled=compiled)
 
     def snapshot(self) -> tuple[Weights, dict[str, Any]]:
         """Copies the model's weights and the rest of the state to host memory. Later steps do not change the copies."""

@@ -25,7 +25,7 @@ from seqtrack.training.job import Job
 from seqtrack.training.loop import Ended, HopelessError, Surroundings, TrainingLoop
 from seqtrack.training.slots import SlotGradients
 from seqtrack.training.state import TrainState, restore
-from seqtrack.training.step import Backward, backward, set_determinism
+from seqtrack.training.step import Backward, backward, set_determinism, set_precision
 
 logger = logging.getLogger("seqtrack.training")
 
@@ -40,13 +40,14 @@ def train_worker(job: Job, batches: Generator[HostBatch, None, None] | None) -> 
     with _run_log(job.run, rank):
         device = ray.train.torch.get_device()
         set_determinism(config.TRAIN.DETERMINISTIC)
+        set_precision(config.TRAIN.PRECISION, device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         latest = ray.train.get_checkpoint()
         start = job.resume_from if latest is None else _stored(latest)
         weights = ray.get(job.weights) if job.weights and not start else None
         state = TrainState.fresh(config, rank, device, weights)
-        hardware, resumed_from = _hardware(device), None
+        hardware, resumed_from = _hardware(device, state.compiled), None
         if start is not None:
             resumed_from = restore(state, start, config, job.dataset, job.allow_changed, rank, hardware, job.run)
         model, make_gradients = _prepare_model(config, state, rank, world_size)
@@ -65,6 +66,7 @@ def train_worker(job: Job, batches: Generator[HostBatch, None, None] | None) -> 
             MetricsFile(job.run, state.step) if rank == 0 else None,
             _watch(job.stop).is_set if rank == 0 else lambda: False,
             lambda: ray.train.get_preemption_info() is not None,
+            fetch_ahead=device.type == "cuda",
         )
         loop = TrainingLoop(config, state, model, make_gradients, rank, world_size, device, surroundings)
         try:
@@ -149,10 +151,11 @@ def _announce(config: Config, state: TrainState, world_size: int, hardware: str)
     )
 
 
-def _hardware(device: torch.device) -> str:
-    """Name of the device and number of threads that a worker computes with."""
-    threads = f"{torch.get_num_threads()} thread{'' if torch.get_num_threads() == 1 else 's'}"
-    return f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else device}, {threads}"
+def _hardware(device: torch.device, compiled: bool) -> str:
+    """Name of the device and number of threads that a worker computes with, and whether the model is compiled."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'' if threads == 1 else 's'}{', compiled' if compiled else ''}"
 
 
 @contextmanager
