@@ -45,7 +45,8 @@ PORT = 6399
 SECONDS_TO_SETTLE = 10.0
 """A head's dashboard and agents go on starting after it answers."""
 OURS = "import sys; from seqtrack.cli import main; sys.exit(main())"
-SETTINGS = ["TRAIN.EPOCH=1", "TRAIN.BATCH_SIZE=32", "TRAIN.PRINT_INTERVAL=32", "DATA.TRAIN.SAMPLE_PER_EPOCH=64"]
+# More samples than a worker makes itself, so that the stream starts, too.
+SETTINGS = ["TRAIN.EPOCH=1", "TRAIN.BATCH_SIZE=32", "TRAIN.PRINT_INTERVAL=32", "DATA.TRAIN.SAMPLE_PER_EPOCH=320"]
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--before", type=Path, help="another checkout of this project, to compare with")
     options = parser.parse_args()
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # else `ray start` makes a token that programs do not look for
     checkouts = {"seqtrack train": Path.cwd()} | ({"before": options.before.absolute()} if options.before else {})
     with tempfile.TemporaryDirectory() as folder:
         for warm in (True, False):
