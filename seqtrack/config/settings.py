@@ -140,8 +140,9 @@ class TrainConfig(Section):
     """Use only deterministic kernels, so that the same run gives the same bits. false is faster on a GPU."""
     COMPILE: bool = False
     """Compile the encoder's blocks and the decoder's layers with torch.compile, which takes up to a minute before the
-    first step. Bits differ from those without it, but repeat. Meant for GPUs: on a CPU steps took as long as before. It
-    needs Triton on a GPU and a C++ compiler on a CPU; where that is missing, the log says so and nothing is compiled."""
+    first step. Bits differ from those without it, but repeat. It is meant for GPUs: on a CPU steps took as long as
+    before. It needs Triton on a GPU and a C++ compiler on a CPU; where that is missing, the log says so and nothing is
+    compiled."""
     SLOTS: PositiveInt | None = None
     """Number of parts (a power of two) that each batch is divided into. They are computed one by one: 1, 2, 4 … SLOTS
     workers give the same bits, and a step needs memory for one part only. Unset: ordinary data-parallel training."""
