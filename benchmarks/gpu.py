@@ -1,0 +1,205 @@
+"""Checks and measures everything that needs a GPU, in one run of some minutes, without Ray and MLflow.
+
+    python -m benchmarks.gpu [--minutes 9] [--only exact speed_b256] [--output gpu.json]
+
+Each check runs in a process of its own, so that one that fails, hangs or runs out of memory is reported and the others
+go on. The most valuable come first, each has a limit of time, and those for which none is left are named. After each
+check the results so far are in the JSON file. At the end, tables of all of them are printed as Markdown. Without a GPU
+the same checks run on the CPU with the demo's model, in seconds; its compiled ways only with `--compile`.
+
+It needs torch 2.11, torchvision, timm, numpy, opencv, pyarrow, safetensors, huggingface_hub, pydantic and pyyaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import pkgutil
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+HELD_BACK = 5.0
+"""Seconds of the time that are kept for the end."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check, and the most time that it may take of nine minutes."""
+
+    name: str
+    function: str
+    """`module:function` in benchmarks/. It yields the lines of a table."""
+    seconds: float
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """What became of a check."""
+
+    name: str
+    title: str = ""
+    result: str = "passed"
+    """`passed`, `failed` (something that should hold does not), `error` (something could not be measured) or
+    `skipped`."""
+    seconds: float = 0.0
+    error: str = ""
+    traceback: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def judge(self) -> None:
+        """Sets `result` by what is there."""
+        if any(row.get("ok") is False for row in self.rows):
+            self.result = "failed"
+        elif self.error or any("error" in row for row in self.rows):
+            self.result = "error"
+
+
+MACHINE = Check("machine", "gpu_machine:machine", 60)
+FIRST = (
+    Check("golden", "gpu_exact:golden", 40),
+    Check("exact", "gpu_exact:exact", 120),
+)
+LAST = (
+    Check("slots", "gpu_exact:slots", 30),
+    Check("copies", "gpu_copies:copies", 35),
+    Check("tracker", "gpu_speed:tracker", 40),
+    Check("determinism", "gpu_speed:determinism", 30),
+)
+LARGEST = Check("largest", "gpu_speed:largest", 60)
+SPEED_SECONDS = {"b256": 70, "l384": 70, "l256": 50, "b384": 50}
+
+
+def checks(on_gpu: bool) -> list[Check]:
+    """All checks, the most valuable first."""
+    speed = [
+        Check(f"speed_{recipe}", "gpu_speed:speed", seconds, (recipe,))
+        for recipe, seconds in (SPEED_SECONDS if on_gpu else {"demo": 60}).items()
+    ]
+    return [*FIRST, speed[0], *LAST, *speed[1:2], LARGEST, *speed[2:]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--only", nargs="+", metavar="CHECK", help="run these checks only")
+    parser.add_argument("--compile", action="store_true", help="compiled ways on a CPU too")
+    parser.add_argument("--output", type=Path, default=Path("gpu.json"))
+    options = parser.parse_args()
+    began = time.monotonic()
+    ends = began + 60 * options.minutes - HELD_BACK
+    # All processes are copies of one that has imported torch, since this takes seconds. It never touches the GPU.
+    multiprocessing.set_forkserver_preload(["benchmarks.gpu_exact", "benchmarks.gpu_speed", "benchmarks.gpu_copies"])
+    found = run(MACHINE, options.compile, MACHINE.seconds)
+    machine = found.rows[0] if found.rows else {"error": found.error, "traceback": found.traceback}
+    every = checks(machine.get("device") == "cuda")
+    if unknown := set(options.only or ()) - {check.name for check in every}:
+        parser.error(f"--only {' '.join(sorted(unknown))}: the checks are {', '.join(check.name for check in every)}")
+    outcomes: list[Outcome] = []
+    for check in every:
+        limit = min(check.seconds * options.minutes / 9, ends - time.monotonic())
+        if options.only and check.name not in options.only:
+            outcome = Outcome(check.name, result="skipped", error="not in --only")
+        elif limit < min(10, check.seconds * options.minutes / 18):
+            outcome = Outcome(check.name, result="skipped", error=f"no time was left of {options.minutes:g} minutes")
+        else:
+            outcome = run(check, options.compile, limit)
+        print(f"{check.name}: {outcome.result} after {outcome.seconds:.0f} s {outcome.error}".rstrip(), flush=True)
+        outcomes.append(outcome)
+        results = {"machine": machine, "minutes": options.minutes, "checks": [asdict(one) for one in outcomes]}
+        options.output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    print(f"\n{report(machine, outcomes)}\n\n{time.monotonic() - began:.0f} s; all numbers are in {options.output}")
+    sys.exit(any(outcome.result in ("failed", "error") for outcome in outcomes))
+
+
+def run(check: Check, compiles: bool, limit: float) -> Outcome:
+    """Runs a check in a process of its own, for `limit` seconds at most, and prints its lines as they come."""
+    outcome, began = Outcome(check.name), time.monotonic()
+    context = multiprocessing.get_context("forkserver")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(check, compiles, sending))
+    process.start()
+    sending.close()
+    try:
+        while True:
+            if not receiving.poll(max(began + limit - time.monotonic(), 0)):
+                outcome.error = f"stopped after {limit:.0f} s, its limit; what it had measured until then is kept"
+                break
+            message = receiving.recv()
+            if message is None:
+                break
+            for name, value in message.items():
+                if name == "row":
+                    outcome.rows.append(value)
+                    print(f"  {check.name}: {one_line(value)}", flush=True)
+                else:
+                    setattr(outcome, name, value)
+    except EOFError:
+        process.join(5)
+        outcome.error = f"its process died (exit code {process.exitcode})"
+    finally:
+        process.kill()
+        process.join()
+    outcome.seconds = time.monotonic() - began
+    outcome.judge()
+    return outcome
+
+
+def work(check: Check, compiles: bool, sending: Connection) -> None:
+    """What a check's process does: sends the title, each line when it is measured, an error, and None at the end."""
+    try:
+        from benchmarks.gpu_bench import Bench
+
+        function = pkgutil.resolve_name(f"benchmarks.{check.function}")
+        sending.send({"title": " ".join(function.__doc__.split())})
+        for row in function(Bench.here(compiles), *check.arguments):
+            sending.send({"row": row})
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        sending.send(
+            {"error": f"{type(error).__name__}: {first}", "traceback": traceback.format_exc().splitlines()[-12:]}
+        )
+    sending.send(None)
+
+
+def report(machine: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
+    """All results as Markdown."""
+    parts = [one_line(machine)]
+    for outcome in outcomes:
+        parts.append(f"### {outcome.name}: {outcome.result}")
+        parts += filter(None, [outcome.title, outcome.error, table(outcome.rows)])
+    return "\n\n".join(parts)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table with a column for each key, in the order in which they first come."""
+    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "traceback"]
+    if not columns:
+        return ""
+    lines = [columns, ["---"] * len(columns), *([shown(row.get(name)) for name in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def one_line(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {shown(value)}" for name, value in row.items() if name != "traceback")
+
+
+def shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()
