@@ -15,72 +15,38 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import pkgutil
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from benchmarks.gpu_run import Check, Outcome, one_line, run, shown
 
 HELD_BACK = 5.0
 """Seconds of the time that are kept for the end."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """A check, and the most time that it may take of nine minutes."""
-
-    name: str
-    function: str
-    """`module:function` in benchmarks/. It yields the lines of a table."""
-    seconds: float
-    arguments: tuple[str, ...] = ()
-
-
-@dataclass
-class Outcome:
-    """What became of a check."""
-
-    name: str
-    title: str = ""
-    result: str = "passed"
-    """`passed`, `failed` (something that should hold does not), `error` (something could not be measured) or
-    `skipped`."""
-    seconds: float = 0.0
-    error: str = ""
-    traceback: list[str] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def judge(self) -> None:
-        """Sets `result` by what is there."""
-        if any(row.get("ok") is False for row in self.rows):
-            self.result = "failed"
-        elif self.error or any("error" in row for row in self.rows):
-            self.result = "error"
-
-
-MACHINE = Check("machine", "gpu_machine:machine", 60)
+MACHINE = Check("machine", "benchmarks.gpu_machine:machine", 60)
 FIRST = (
-    Check("golden", "gpu_exact:golden", 40),
-    Check("exact", "gpu_exact:exact", 120),
+    Check("golden", "benchmarks.gpu_exact:golden", 40),
+    Check("exact", "benchmarks.gpu_exact:exact", 120),
 )
 LAST = (
-    Check("slots", "gpu_exact:slots", 30),
-    Check("copies", "gpu_copies:copies", 35),
-    Check("tracker", "gpu_speed:tracker", 40),
-    Check("determinism", "gpu_speed:determinism", 30),
+    Check("slots", "benchmarks.gpu_exact:slots", 30),
+    Check("copies", "benchmarks.gpu_copies:copies", 35),
+    Check("tracker", "benchmarks.gpu_speed:tracker", 40),
+    Check("determinism", "benchmarks.gpu_speed:determinism", 30),
 )
-LARGEST = Check("largest", "gpu_speed:largest", 60)
+LARGEST = Check("largest", "benchmarks.gpu_speed:largest", 60)
 SPEED_SECONDS = {"b256": 70, "l384": 70, "l256": 50, "b384": 50}
 
 
 def checks(on_gpu: bool) -> list[Check]:
     """All checks, the most valuable first."""
     speed = [
-        Check(f"speed_{recipe}", "gpu_speed:speed", seconds, (recipe,))
+        Check(f"speed_{recipe}", "benchmarks.gpu_speed:speed", seconds, (recipe,))
         for recipe, seconds in (SPEED_SECONDS if on_gpu else {"demo": 60}).items()
     ]
     return [*FIRST, speed[0], *LAST, *speed[1:2], LARGEST, *speed[2:]]
@@ -119,56 +85,6 @@ def main() -> None:
     sys.exit(any(outcome.result in ("failed", "error") for outcome in outcomes))
 
 
-def run(check: Check, compiles: bool, limit: float) -> Outcome:
-    """Runs a check in a process of its own, for `limit` seconds at most, and prints its lines as they come."""
-    outcome, began = Outcome(check.name), time.monotonic()
-    context = multiprocessing.get_context("forkserver")
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(check, compiles, sending))
-    process.start()
-    sending.close()
-    try:
-        while True:
-            if not receiving.poll(max(began + limit - time.monotonic(), 0)):
-                outcome.error = f"stopped after {limit:.0f} s, its limit; what it had measured until then is kept"
-                break
-            message = receiving.recv()
-            if message is None:
-                break
-            for name, value in message.items():
-                if name == "row":
-                    outcome.rows.append(value)
-                    print(f"  {check.name}: {one_line(value)}", flush=True)
-                else:
-                    setattr(outcome, name, value)
-    except EOFError:
-        process.join(5)
-        outcome.error = f"its process died (exit code {process.exitcode})"
-    finally:
-        process.kill()
-        process.join()
-    outcome.seconds = time.monotonic() - began
-    outcome.judge()
-    return outcome
-
-
-def work(check: Check, compiles: bool, sending: Connection) -> None:
-    """What a check's process does: sends the title, each line when it is measured, an error, and None at the end."""
-    try:
-        from benchmarks.gpu_bench import Bench
-
-        function = pkgutil.resolve_name(f"benchmarks.{check.function}")
-        sending.send({"title": " ".join(function.__doc__.split())})
-        for row in function(Bench.here(compiles), *check.arguments):
-            sending.send({"row": row})
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        sending.send(
-            {"error": f"{type(error).__name__}: {first}", "traceback": traceback.format_exc().splitlines()[-12:]}
-        )
-    sending.send(None)
-
-
 def report(machine: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
     """All results as Markdown."""
     parts = [one_line(machine)]
@@ -185,20 +101,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     lines = [columns, ["---"] * len(columns), *([shown(row.get(name)) for name in columns] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def one_line(row: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}: {shown(value)}" for name, value in row.items() if name != "traceback")
-
-
-def shown(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value).replace("|", "\\|")
 
 
 if __name__ == "__main__":

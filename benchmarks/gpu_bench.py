@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.gpu_run import explained
 from seqtrack.config import Config, load_config
 from seqtrack.data.batches import HostBatch
 from seqtrack.training.state import TrainState
@@ -21,7 +21,8 @@ SHARES = {"b256": 16, "b384": 8, "l256": 8, "l384": 8}
 """Recipe -> samples per GPU and step, as published."""
 COMPILED = ", compiled"
 """The ending of a way's name that sets TRAIN.COMPILE. The rest of the name is TRAIN.PRECISION."""
-PEAK_SIDE = {"cuda": 8192, "cpu": 1024}
+LEFT_OUT = "on a CPU only with --compile"
+PEAK_SIDE = {"cuda": 8192, "cpu": 512}
 """Side of the matrices whose product measures the largest rate, by kind of device."""
 
 Row = dict[str, Any]
@@ -39,8 +40,11 @@ class Bench:
 
     @classmethod
     def here(cls, compiles: bool) -> Bench:
-        """This machine's GPU, or its CPU, where compiled ways are run only if asked for, since each takes a minute."""
+        """This machine's GPU. Without one, a core of its CPU, where compiled ways are run only if asked for, since each
+        takes a minute."""
         gpu = torch.cuda.is_available()
+        if not gpu:
+            torch.set_num_threads(1)  # more of them wait for each other when the machine is busy
         return cls(torch.device("cuda" if gpu else "cpu"), gpu or compiles)
 
     @property
@@ -58,7 +62,9 @@ class Bench:
 
     def config(self, recipe: str, way: str = "fp32", **train: Any) -> Config:
         """The recipe's settings. `way`: TRAIN.PRECISION, with COMPILED behind it or not; `train`: more of TRAIN."""
+        small = {} if recipe in SHARES else {"DATA.SEARCH.SIZE": 32, "DATA.TEMPLATE.SIZE": 32}
         settings = {
+            **small,
             "TRAIN.BATCH_SIZE": self.share(recipe),
             "TRAIN.PRECISION": way.removesuffix(COMPILED),
             "TRAIN.COMPILE": way.endswith(COMPILED),
@@ -70,23 +76,18 @@ class Bench:
         """Those of these ways to compute that this device has: TF32 is a GPU's."""
         return [way for way in ways if self.on_gpu or not way.startswith("tf32")]
 
-    def left_out(self, way: str) -> Row | None:
-        """What a table says instead of a way that is not run here."""
-        if way.endswith(COMPILED) and not self.compiles:
-            return {"way": way, "note": "on a CPU only with --compile"}
-        return None
-
     def wait(self) -> None:
         """Waits until the device has done everything."""
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
 
     def seconds_of(self, work: Callable[[], object]) -> float:
-        """Seconds of a call: the median of three stretches, each of as many calls as fill half a second on a GPU."""
-        for _ in range(2):
-            work()
-        once = self.stretch(work, 1)
-        times = max(2, min(50, int(0.5 / once))) if self.on_gpu else 1
+        """Seconds of a call: on a GPU the median of three stretches, each of as many calls as fill half a second."""
+        work()
+        if not self.on_gpu:
+            return self.stretch(work, 2)
+        work()
+        times = max(2, min(50, int(0.5 / self.stretch(work, 1))))
         return statistics.median(self.stretch(work, times) for _ in range(3))
 
     def stretch(self, work: Callable[[], object], times: int) -> float:
@@ -153,12 +154,9 @@ def attempt(row: Row, measure: Callable[[], Row]) -> Row:
     """The row with what `measure` adds to it. If that raises, with the error, so that other rows are measured still."""
     try:
         return row | measure()
+    except torch.OutOfMemoryError:
+        found = row | {"note": "does not fit into the memory"}
     except Exception as error:  # whatever it is, it must not hide the others
-        found = row | {"error": f"{type(error).__name__}: {error}".splitlines()[0], "traceback": last_lines()}
+        found = row | explained(error)
     torch.cuda.empty_cache()  # outside of the handler, because the error holds on to tensors; does nothing on a CPU
     return found
-
-
-def last_lines() -> list[str]:
-    """The last lines of the current error's traceback."""
-    return traceback.format_exc().splitlines()[-12:]

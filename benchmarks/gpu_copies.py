@@ -17,8 +17,10 @@ from seqtrack.runs.checkpoint import Contents
 from seqtrack.training.loop import Surroundings, TrainingLoop
 from seqtrack.training.step import backward, train_step
 
-WARM_UP, TIMED, PROFILED = 5, 20, 5
+WARM_UP, TIMED, PROFILED = 8, 20, 5
 """Steps of the loop, in this order: without a measurement, with the clock, with the profiler."""
+BETWEEN_LINES = 10
+"""Steps between log lines. Reading the meters for one waits for the device. Two lines are timed, one is profiled."""
 WAITS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense")
 """Events with which the host waits for the device. The profiler itself adds one cudaDeviceSynchronize at its end."""
 Span = tuple[float, float]
@@ -36,8 +38,9 @@ class Watch:
     """Hands out ready batches, and measures the loop between them: the time of a step, and a profile."""
 
     def __init__(self, bench: Bench, config: Config) -> None:
-        self._bench, self._timed = bench, TIMED if bench.on_gpu else 2
-        self.steps = WARM_UP + self._timed + PROFILED + 2
+        self._bench = bench
+        self._began, self._ended = (WARM_UP, WARM_UP + TIMED) if bench.on_gpu else (1, 3)
+        self.steps = self._ended + PROFILED + 2 if bench.on_gpu else self._ended + 1
         self._made = [host_batch(config, config.TRAIN.BATCH_SIZE, step) for step in range(self.steps)]
         self.seconds = 0.0
         """Of a step of the loop."""
@@ -46,22 +49,22 @@ class Watch:
     def batches(self) -> Generator[HostBatch, None, None]:
         began = 0.0
         for made in self._made:
-            if made.step == WARM_UP:
+            if made.step == self._began:
                 self._bench.wait()
                 began = time.perf_counter()
-            elif made.step == WARM_UP + self._timed:
+            elif made.step == self._ended:
                 self._bench.wait()
-                self.seconds = (time.perf_counter() - began) / self._timed
+                self.seconds = (time.perf_counter() - began) / (self._ended - self._began)
                 if self.profile:
                     self.profile.start()
-            elif made.step == WARM_UP + self._timed + PROFILED and self.profile:
+            elif made.step == self._ended + PROFILED and self.profile:
                 self.profile.stop()
             yield made
 
 
 def copies(bench: Bench) -> Iterator[Row]:
     """The real loop on ready batches in host memory: its step against one whose batch is on the device already."""
-    for precision in bench.ways("bf16", "fp32"):
+    for precision in ("bf16", "fp32"):
         yield attempt({"precision": precision}, lambda: _measure(bench, precision))  # noqa: B023
 
 
@@ -69,9 +72,8 @@ def _measure(bench: Bench, precision: str) -> Row:
     size = bench.share(bench.recipe)
     config = bench.config(bench.recipe, precision, EPOCH=1)
     watch = Watch(bench, config)
-    steps_between_lines = 10  # so that reading the meters, which waits for the device, is in the measurement too
     config = config.with_settings(
-        {"DATA.TRAIN.SAMPLE_PER_EPOCH": size * watch.steps, "TRAIN.PRINT_INTERVAL": size * steps_between_lines}
+        {"DATA.TRAIN.SAMPLE_PER_EPOCH": size * watch.steps, "TRAIN.PRINT_INTERVAL": size * BETWEEN_LINES}
     )
     state, objective = bench.start(config)
     surroundings = Surroundings(watch.batches(), NoCheckpoints(), fetch_ahead=bench.on_gpu)
@@ -95,6 +97,8 @@ def _read_profile(found: profile) -> Row:
     names: Counter[str] = Counter()
     for event in events:
         span = (event.time_range.start, event.time_range.end)
+        if event.is_user_annotation:  # a name for a stretch of the device's work, gaps included
+            continue
         if event.device_type == DeviceType.CUDA:
             if "Memcpy HtoD" in event.name:
                 to_device.append(span)

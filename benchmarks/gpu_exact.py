@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_bench import COMPILED, Bench, Row, attempt
+from benchmarks.gpu_bench import COMPILED, LEFT_OUT, Bench, Row, attempt
 from seqtrack.config import Config
 from seqtrack.model.seqtrack import SeqTrack, sentence_loss, token_weights
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, checkpoint_name, write_checkpoint
@@ -26,9 +26,12 @@ from seqtrack.training.step import backward, set_determinism, set_precision, tra
 TESTS = Path(__file__).parents[1] / "tests"
 TOLERANCES = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 6e-2}
 """Largest deviation of features, logits and loss, relative to the largest published value. fp32: that of the tests."""
+GRADIENT_TOLERANCE = 10
+"""That of gradient norms, as a multiple of it, as in the tests."""
 COMPILED_TOLERANCE = 1e-4
 """Largest relative deviation of a compiled fp32 step's loss."""
 STEPS = 6
+"""Of each training. The checkpoint is written at the half."""
 SLOTS = 8
 
 
@@ -54,13 +57,13 @@ def _deviations(
 ) -> Row:
     set_determinism(True)
     set_precision(precision, bench.device)
-    largest = {"features": 0.0, "logits": 0.0, "loss": 0.0, "gradient norms": 0.0}
+    largest: dict[str, float] = {}
     right, tokens_in_all = 0, 0
 
     def compare(what: str, ours: Tensor | float, published: Any) -> None:
         published = torch.as_tensor(published, dtype=torch.float64)
         deviation = (torch.as_tensor(ours).detach().cpu().double() - published).abs().max()
-        largest[what] = max(largest[what], float(deviation / published.abs().max().clamp(min=1e-4)))
+        largest[what] = max(largest.get(what, 0.0), float(deviation / published.abs().max().clamp(min=1e-4)))
 
     for name, model in models.items():
         case, bins = cases[name], model.bins
@@ -83,11 +86,12 @@ def _deviations(
                 compare("gradient norms", parameter.grad.norm(), case["grad_norms"][parameter_name])
         right += int((generated.cpu() == torch.tensor(case["generated"])).sum())
         tokens_in_all += generated.numel()
-    deviations = [largest[what] for what in ("features", "logits", "loss")]
-    ok = max(deviations) <= TOLERANCES[precision] and all(value == value for value in deviations)
+    tolerance = TOLERANCES[precision]
+    allowed = {"gradient norms": GRADIENT_TOLERANCE * tolerance}
+    ok = all(deviation <= allowed.get(what, tolerance) for what, deviation in largest.items())
     return {
         **{f"deviation of {what}": value for what, value in largest.items()},
-        "tolerance": TOLERANCES[precision],
+        "tolerance": tolerance,
         "same tokens": f"{right} of {tokens_in_all}",
         "ok": ok and (precision != "fp32" or right == tokens_in_all),
     }
@@ -97,7 +101,7 @@ class Trained(NamedTuple):
     """What a short training ended with."""
 
     metrics: Tensor
-    """(STEPS, …) what each step returned, loss first."""
+    """(STEPS, 4) the loss, IoU and gradient norm of each step, and a zero."""
     tensors: list[Tensor]
     """All parameters and all of the optimizer's state."""
 
@@ -106,7 +110,10 @@ def exact(bench: Bench) -> Iterator[Row]:
     """Twice the same training, and one that goes on from a checkpoint: all bits alike, in deterministic mode."""
     losses: dict[str, Tensor] = {}
     for way in bench.ways("fp32", "bf16", f"bf16{COMPILED}", f"fp32{COMPILED}", "tf32"):
-        yield bench.left_out(way) or attempt({"way": way}, lambda: _compare_runs(bench, way, losses))  # noqa: B023
+        if way.endswith(COMPILED) and not bench.compiles:
+            yield {"way": way, "note": LEFT_OUT}
+        else:
+            yield attempt({"way": way}, lambda: _compare_runs(bench, way, losses))  # noqa: B023
 
 
 def _compare_runs(bench: Bench, way: str, losses: dict[str, Tensor]) -> Row:
@@ -146,9 +153,7 @@ def _new_compiler(compiled: bool) -> Any:
     return fresh_inductor_cache()
 
 
-def _train(
-    bench: Bench, config: Config, start: Path | None = None, keep: StoredCheckpoint | None = None
-) -> Trained:
+def _train(bench: Bench, config: Config, start: Path | None = None, keep: StoredCheckpoint | None = None) -> Trained:
     """Trains to step STEPS, from a checkpoint or from the beginning; writes a checkpoint at the half."""
     state, objective = bench.start(config)
     if start is not None:
@@ -156,8 +161,8 @@ def _train(
         load_generators(start, 0)
     for step in range(state.step, STEPS):
         batch = bench.batch(config, config.TRAIN.BATCH_SIZE, step)
-        measured = train_step(state.model, state.optimizer, batch, objective)
-        state.metrics.append((*measured[[0, 1, -1]].tolist(), 0.0))
+        loss, iou, *_, grad_norm = train_step(state.model, state.optimizer, batch, objective).tolist()
+        state.metrics.append((loss, iou, grad_norm, 0.0))
         state.step += 1
         if keep is not None and state.step == STEPS // 2:
             write_checkpoint(Contents(*state.snapshot(), [generator_states()], state.meta(config)), keep)
@@ -181,7 +186,7 @@ def _first_difference(one: Trained, other: Trained) -> int | None:
 
 def slots(bench: Bench) -> Iterator[Row]:
     """TRAIN.SLOTS: the same bits twice, and its cost in time and memory against an undivided batch."""
-    for precision in bench.ways("bf16", "fp32"):
+    for precision in ("bf16", "fp32"):
         yield attempt({"precision": precision, "slots": SLOTS}, lambda: _measure_slots(bench, precision))  # noqa: B023
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu_bench import COMPILED, Bench, Row, attempt
+from benchmarks.gpu_bench import COMPILED, LEFT_OUT, Bench, Row, attempt
 from seqtrack.config import Config
 from seqtrack.model.compile import compile_blocks
 from seqtrack.model.seqtrack import SeqTrack, build_model
@@ -21,8 +22,10 @@ from seqtrack.training.step import Batch, Objective, backward, set_determinism, 
 
 LARGER = (2, 4, 8)
 """Multiples of the published batch that are measured too."""
+Precision = Literal["bf16", "fp32"]
+PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")
 TARGETS = (1, 4, 16, 64)
-LARGEST = 4096
+LARGEST = 2048
 """The largest batch that is tried."""
 SLOTS = 8
 TURNS = 3
@@ -61,9 +64,8 @@ def speed(bench: Bench, recipe: str) -> Iterator[Row]:
 
     def row(way: str, times: int = 1, published: bool = False) -> Row:
         batch = share * times
-        name = f"published recipe, {way}" if published else way
-        started = {"way": name, "batch": batch}
-        return bench.left_out(way) or attempt(started, lambda: _measure_step(bench, state, way, batch, published, recipe))
+        started = {"way": f"published recipe, {way}" if published else way, "batch": batch}
+        return attempt(started, lambda: _measure_step(bench, state, way, batch, published, recipe))
 
     def rated(row: Row) -> Row:
         if "ms a step" in row:
@@ -80,7 +82,7 @@ def speed(bench: Bench, recipe: str) -> Iterator[Row]:
     if bench.compiles:
         yield from map(rated, [row(f"bf16{COMPILED}"), row(f"bf16{COMPILED}", larger[0])])
     else:
-        yield row(f"bf16{COMPILED}")
+        yield {"way": f"bf16{COMPILED}", "note": LEFT_OUT}
 
 
 def _measure_step(bench: Bench, state: TrainState, way: str, size: int, published: bool, recipe: str) -> Row:
@@ -105,7 +107,7 @@ def _measure_step(bench: Bench, state: TrainState, way: str, size: int, publishe
 
 def determinism(bench: Bench) -> Iterator[Row]:
     """Steps with deterministic kernels alone against steps with the fastest ones, in turns."""
-    for precision in bench.ways("bf16", "fp32"):
+    for precision in PRECISIONS:
         yield attempt({"precision": precision}, lambda: _measure_determinism(bench, precision))  # noqa: B023
 
 
@@ -114,7 +116,7 @@ def _measure_determinism(bench: Bench, precision: str) -> Row:
     state, objective = bench.start(config)
     batch = bench.batch(config, config.TRAIN.BATCH_SIZE)
     times: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(TURNS):
+    for _ in range(TURNS if bench.on_gpu else 1):
         for enabled, found in times.items():
             set_determinism(enabled)
             found.append(bench.seconds_of(lambda: train_step(state.model, state.optimizer, batch, objective)))
@@ -127,18 +129,15 @@ def tracker(bench: Bench) -> Iterator[Row]:
     config = bench.config(bench.recipe)
     torch.manual_seed(0)
     model = build_model(config)
-    for precision in bench.ways("bf16", "fp32"):
+    for precision in PRECISIONS:
         for targets in TARGETS if bench.on_gpu else TARGETS[:2]:
             started = {"precision": precision, "targets": targets}
             yield attempt(started, lambda: _measure_tracker(bench, config, model, precision, targets))  # noqa: B023
 
 
-def _measure_tracker(bench: Bench, config: Config, model: SeqTrack, precision: str, targets: int) -> Row:
+def _measure_tracker(bench: Bench, config: Config, model: SeqTrack, precision: Precision, targets: int) -> Row:
     set_precision("fp32", bench.device)
-    assert precision in ("fp32", "bf16")
-    followed = BatchTracker(
-        model, TrackerSettings.from_config(config), targets, bench.device, "bf16" if precision == "bf16" else "fp32"
-    )
+    followed = BatchTracker(model, TrackerSettings.from_config(config), targets, bench.device, precision)
     frame = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), np.uint8)
     for slot in range(targets):
         followed.start(slot, frame, (600.0, 300.0, 80.0, 60.0))
