@@ -139,9 +139,9 @@ class TrainConfig(Section):
     DETERMINISTIC: bool = True
     """Use only deterministic kernels, so that the same run gives the same bits. false is faster on a GPU."""
     COMPILE: bool = False
-    """Compile the encoder's blocks and the decoder's layers with torch.compile. It takes a minute before the first
-    step, and pays off in long runs. Bits differ from those without it, but repeat. Needs a C++ compiler on a CPU and
-    Triton on a GPU; the log says so where they are missing, and the run goes on without."""
+    """Compile the encoder's blocks and the decoder's layers with torch.compile, which takes up to a minute before the
+    first step. Bits differ from those without it, but repeat. Meant for GPUs: on a CPU steps took as long as before. It
+    needs Triton on a GPU and a C++ compiler on a CPU; where that is missing, the log says so and it has no effect."""
     SLOTS: PositiveInt | None = None
     """Number of parts (a power of two) that each batch is divided into. They are computed one by one: 1, 2, 4 … SLOTS
     workers give the same bits, and a step needs memory for one part only. Unset: ordinary data-parallel training."""

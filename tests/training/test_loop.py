@@ -161,6 +161,39 @@ def test_one_checkpoint_at_a_time_is_under_way_and_the_last_is_waited_for(tiny_c
         assert_same_bits(tmp_path / "runs/tiny", tmp_path / "runs/plain", path.name)
 
 
+def test_fetching_ahead_changes_nothing(looped: Path, settings: dict[str, Any]) -> None:
+    """Neither bits nor curves, and a run that is asked to stop has taken no batch beyond its last step."""
+    config = named(settings, "ahead", {"TRAIN.CHECKPOINT_EVERY_STEPS": None})
+    data = open_data(config)
+    triplets, plan = TripletSource.from_config(config, data.mixture), StreamPlan.from_config(config, 1)
+    taken: list[int] = []
+
+    def noted() -> Generator[HostBatch, None, None]:
+        for step in range(config.total_steps):
+            taken.append(step)
+            yield from make_batches(triplets, plan, [step], 0)
+
+    asked = itertools.count()
+    ended = train(config, batches=noted(), fetch_ahead=True, stop_requested=lambda: next(asked) == 16)
+    assert ended.step == len(taken) == 17
+    train(config, checkpoint_of(config, "checkpoint_epoch_0000_step_000017"), fetch_ahead=True)
+    assert_same_bits(looped.with_name("ahead"), looped, LAST)
+    assert records(looped.with_name("ahead")) == records(looped)
+
+
+def test_a_batch_that_fails_while_it_is_fetched_ahead_loses_no_record(tiny_config: Config, tmp_path: Path) -> None:
+    data = open_data(tiny_config)
+    triplets = TripletSource.from_config(tiny_config, data.mixture)
+
+    def failing() -> Generator[HostBatch, None, None]:
+        yield from make_batches(triplets, StreamPlan.from_config(tiny_config, 1), range(2), 0)
+        raise OSError("the store is gone")
+
+    with pytest.raises(OSError, match="the store is gone"):
+        train(tiny_config, batches=failing(), fetch_ahead=True)
+    assert [record["step"] for record in records(tmp_path / "runs/tiny")] == [2]
+
+
 def test_batches_of_another_step_are_refused(tiny_config: Config) -> None:
     data = open_data(tiny_config)
     triplets = TripletSource.from_config(tiny_config, data.mixture)

@@ -1,14 +1,27 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from seqtrack.config import Config
 from seqtrack.model.images import prepare_images
 from seqtrack.model.seqtrack import SeqTrack, build_model
-from seqtrack.training.step import Batch, Objective, build_optimizer, build_scheduler, set_determinism, train_step
+from seqtrack.training.step import (
+    Batch,
+    Objective,
+    build_optimizer,
+    build_scheduler,
+    set_determinism,
+    set_precision,
+    train_step,
+)
 
 
 @pytest.fixture
@@ -127,3 +140,104 @@ def test_determinism_can_be_switched_on_and_off() -> None:
             assert torch.backends.cudnn.benchmark == (not enabled)
     finally:
         set_determinism(before)
+
+
+def test_memory_is_not_filled_before_it_is_used() -> None:
+    """Deterministic mode would do so, with one more kernel for each tensor."""
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        set_determinism(True)
+        assert torch.utils.deterministic.fill_uninitialized_memory is False  # type: ignore[attr-defined]
+    finally:
+        set_determinism(before)
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("tf32", True), ("bf16", False)])
+def test_products_and_convolutions_use_tf32_only_if_asked(precision: str, tf32: bool) -> None:
+    """Convolutions too, where TF32 is torch's default."""
+    try:
+        set_precision(precision, torch.device("cuda"))
+        assert torch.backends.cuda.matmul.allow_tf32 == tf32
+        assert torch.backends.cudnn.allow_tf32 == tf32
+    finally:
+        set_precision("fp32", torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "instructions", "said"),
+    [
+        ("fp32", {}, []),
+        ("tf32", {}, ["TRAIN.PRECISION tf32 has no effect on a CPU, which computes in fp32"]),
+        (
+            "bf16",
+            {"avx512_bf16": False},
+            ["TRAIN.PRECISION bf16 is slow on this CPU, which has no instructions for it"],
+        ),
+        ("bf16", {"avx512_bf16": True}, []),
+    ],
+)
+def test_the_log_says_what_a_cpu_cannot_do(
+    precision: str,
+    instructions: dict[str, bool],
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    try:
+        set_precision(precision, torch.device("cpu"))
+    finally:
+        set_precision("fp32", torch.device("cpu"))
+    assert [message.partition("; ")[0] for message in caplog.messages] == said
+
+
+class OnlyOnTheGpu(TorchDispatchMode):
+    """Refuses tensors of the host. Reading a number from a (fake) GPU is refused by FakeTensorMode itself."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves((args, kwargs, result)):
+            assert not isinstance(leaf, torch.Tensor) or leaf.is_cuda, f"{function} has a tensor of the host"
+        return result
+
+
+MIXTURE = {
+    "DATA.TRAIN.DATASETS_NAME": ["LASOT", "COCO17"],
+    "DATA.TRAIN.DATASETS_RATIO": [1, 1],
+}
+
+
+@pytest.mark.parametrize("settings", [{}, {"DATA.SEQ_FORMAT": "whxy"}, {"DATA.SEQ_FORMAT": "corner"}, MIXTURE])
+def test_a_step_neither_reads_from_a_gpu_nor_copies_to_it(tiny_config: Config, settings: dict[str, Any]) -> None:
+    """The GPU is made up, so this runs without one. It cannot run `loss.backward()`, which is torch's alone."""
+    config = tiny_config.with_settings(settings)
+    with torch.device("meta"):
+        model = build_model(config)
+
+    def forward_only(model: nn.Module, batch: Batch, objective: Objective) -> torch.Tensor:
+        _, measured = objective(model, batch)
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        return measured
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cuda")
+        optimizer, objective = build_optimizer(model, config.TRAIN), Objective(config).to("cuda")
+        batch = Batch(*(torch.empty(part.shape, dtype=part.dtype, device="cuda") for part in make_batch()))
+        with OnlyOnTheGpu():
+            assert train_step(model, optimizer, batch, objective, forward_only).is_cuda
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("settings", [{}, {"TRAIN.PRECISION": "bf16"}, MIXTURE])
+def test_a_step_does_not_wait_for_the_gpu(tiny_config: Config, settings: dict[str, Any]) -> None:
+    config, device = tiny_config.with_settings(settings), torch.device("cuda")
+    model = build_model(config).to(device)
+    optimizer, objective = build_optimizer(model, config.TRAIN), Objective(config).to(device)
+    batch = Batch(*(part.to(device) for part in make_batch()))
+    train_step(model, optimizer, batch, objective)  # the first step makes the optimizer's state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(model, optimizer, batch, objective)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
