@@ -87,11 +87,11 @@ def _measure(bench: Bench, precision: str) -> Row:
     }
     if watch.profile is None:
         return row | {"note": "idle share and synchronisations are a GPU's"}
-    return row | _read_profile(watch.profile)
+    return row | read_events(watch.profile.events() or ())
 
 
-def _read_profile(found: profile) -> Row:
-    events = found.events() or []
+def read_events(events: Iterable[Any]) -> Row:
+    """What the profiler's events of PROFILED steps say about the device. Raises RuntimeError if there is no kernel."""
     kernels: list[Span] = []
     to_device: list[Span] = []
     names: Counter[str] = Counter()
@@ -115,7 +115,7 @@ def _read_profile(found: profile) -> Row:
         "idle share of the device": 1 - length(busy) / (busy[-1][1] - busy[0][0]),
         "ms of copies a step": copied / 1000 / PROFILED,
         "hidden share of copies": common_length(merge(to_device), busy) / copied if copied else None,
-        "in five steps": ", ".join(f"{count}× {name}" for name, count in sorted(names.items())),
+        f"in {PROFILED} steps": ", ".join(f"{count}× {name}" for name, count in sorted(names.items())),
     }
 
 

@@ -25,7 +25,11 @@ from seqtrack.training.step import backward, set_determinism, set_precision, tra
 
 TESTS = Path(__file__).parents[1] / "tests"
 TOLERANCES = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 6e-2}
-"""Largest deviation of features, logits and loss, relative to the largest published value. fp32: that of the tests."""
+"""Largest deviation of features, logits and loss, relative to the largest published value.
+
+That of fp32 is the tests', and TF32 would exceed it: emulated on a CPU, it deviates by 8e-4 to 3e-3. bf16 deviates by
+1e-2 to 4e-2 there.
+"""
 GRADIENT_TOLERANCE = 10
 """That of gradient norms, as a multiple of it, as in the tests."""
 COMPILED_TOLERANCE = 1e-4
@@ -109,7 +113,7 @@ class Trained(NamedTuple):
 def exact(bench: Bench) -> Iterator[Row]:
     """Twice the same training, and one that goes on from a checkpoint: all bits alike, in deterministic mode."""
     losses: dict[str, Tensor] = {}
-    for way in bench.ways("fp32", "bf16", f"bf16{COMPILED}", f"fp32{COMPILED}", "tf32"):
+    for way in bench.ways("fp32", "bf16", f"bf16{COMPILED}", "tf32", f"fp32{COMPILED}"):
         if way.endswith(COMPILED) and not bench.compiles:
             yield {"way": way, "note": LEFT_OUT}
         else:

@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu_bench import Bench, Row
 from seqtrack.environment import code_revision, installed_versions
 
-PACKAGES = ("torch", "triton", "timm", "numpy", "opencv-python", "opencv-python-headless", "pyarrow", "pydantic")
+PACKAGES = ("triton", "timm", "numpy", "opencv-python", "opencv-python-headless", "pyarrow", "pydantic")
 
 
 def machine(bench: Bench) -> Iterator[Row]:
@@ -35,6 +35,7 @@ def machine(bench: Bench) -> Iterator[Row]:
         "CPU": _processor(),
         "CPUs": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
         **versions,
         "code": code_revision(),
     }
