@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from torch.autograd import DeviceType
@@ -65,7 +66,7 @@ class Watch:
 def copies(bench: Bench) -> Iterator[Row]:
     """The real loop on ready batches in host memory: its step against one whose batch is on the device already."""
     for precision in ("bf16", "fp32"):
-        yield attempt({"precision": precision}, lambda: _measure(bench, precision))  # noqa: B023
+        yield attempt({"precision": precision}, partial(_measure, bench, precision))
 
 
 def _measure(bench: Bench, precision: str) -> Row:

@@ -7,6 +7,7 @@ import runpy
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ def golden(bench: Bench) -> Iterator[Row]:
             if names:
                 yield attempt(
                     {"precision": precision, "models": title},
-                    lambda: _deviations(bench, precision, {n: models[n] for n in names}, cases, formula),  # noqa: B023
+                    partial(_deviations, bench, precision, {n: models[n] for n in names}, cases, formula),
                 )
 
 
@@ -117,7 +118,7 @@ def exact(bench: Bench) -> Iterator[Row]:
         if way.endswith(COMPILED) and not bench.compiles:
             yield {"way": way, "note": LEFT_OUT}
         else:
-            yield attempt({"way": way}, lambda: _compare_runs(bench, way, losses))  # noqa: B023
+            yield attempt({"way": way}, partial(_compare_runs, bench, way, losses))
 
 
 def _compare_runs(bench: Bench, way: str, losses: dict[str, Tensor]) -> Row:
@@ -191,7 +192,7 @@ def _first_difference(one: Trained, other: Trained) -> int | None:
 def slots(bench: Bench) -> Iterator[Row]:
     """TRAIN.SLOTS: the same bits twice, and its cost in time and memory against an undivided batch."""
     for precision in ("bf16", "fp32"):
-        yield attempt({"precision": precision, "slots": SLOTS}, lambda: _measure_slots(bench, precision))  # noqa: B023
+        yield attempt({"precision": precision, "slots": SLOTS}, partial(_measure_slots, bench, precision))
 
 
 def _measure_slots(bench: Bench, precision: str) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -65,7 +66,7 @@ def speed(bench: Bench, recipe: str) -> Iterator[Row]:
     def row(way: str, times: int = 1, published: bool = False) -> Row:
         batch = share * times
         started = {"way": f"published recipe, {way}" if published else way, "batch": batch}
-        return attempt(started, lambda: _measure_step(bench, state, way, batch, published, recipe))
+        return attempt(started, partial(_measure_step, bench, state, way, batch, published, recipe))
 
     def rated(row: Row) -> Row:
         if "ms a step" in row:
@@ -101,14 +102,16 @@ def _measure_step(bench: Bench, state: TrainState, way: str, size: int, publishe
     def step() -> None:
         train_step(state.model, state.optimizer, batch, objective)
 
+    first = bench.stretch(step, 1)
     seconds = bench.seconds_of(step)
-    return {"samples/s": size / seconds, "ms a step": 1000 * seconds, "GiB": bench.peak_gib(step)}
+    row: Row = {"samples/s": size / seconds, "ms a step": 1000 * seconds, "GiB": bench.peak_gib(step)}
+    return row | ({"first step, s": first} if state.compiled else {})
 
 
 def determinism(bench: Bench) -> Iterator[Row]:
     """Steps with deterministic kernels alone against steps with the fastest ones, in turns."""
     for precision in PRECISIONS:
-        yield attempt({"precision": precision}, lambda: _measure_determinism(bench, precision))  # noqa: B023
+        yield attempt({"precision": precision}, partial(_measure_determinism, bench, precision))
 
 
 def _measure_determinism(bench: Bench, precision: str) -> Row:
@@ -132,7 +135,7 @@ def tracker(bench: Bench) -> Iterator[Row]:
     for precision in PRECISIONS:
         for targets in TARGETS if bench.on_gpu else TARGETS[:2]:
             started = {"precision": precision, "targets": targets}
-            yield attempt(started, lambda: _measure_tracker(bench, config, model, precision, targets))  # noqa: B023
+            yield attempt(started, partial(_measure_tracker, bench, config, model, precision, targets))
 
 
 def _measure_tracker(bench: Bench, config: Config, model: SeqTrack, precision: Precision, targets: int) -> Row:
@@ -156,7 +159,7 @@ def largest(bench: Bench) -> Iterator[Row]:
         state, _ = bench.start(bench.config(recipe, "bf16"))
         for checkpointing, slots in ((False, None), (True, None), (False, SLOTS)):
             row = {"recipe": recipe, "precision": "bf16", "checkpointing": checkpointing, "slots": slots}
-            yield attempt(row, lambda: _find_largest(bench, recipe, state, checkpointing, slots))  # noqa: B023
+            yield attempt(row, partial(_find_largest, bench, recipe, state, checkpointing, slots))
 
 
 def _find_largest(bench: Bench, recipe: str, state: TrainState, checkpointing: bool, slots: int | None) -> Row:
@@ -165,7 +168,8 @@ def _find_largest(bench: Bench, recipe: str, state: TrainState, checkpointing: b
     state.model.encoder.body.use_checkpoint = checkpointing
     gradients = SlotGradients(state, slots, 0, 1) if slots else backward
     size, found = bench.share(recipe), Row()
-    while size <= (LARGEST if bench.on_gpu else bench.share(recipe)):
+    most = LARGEST if bench.on_gpu else size
+    while size <= most:
         try:
             batch = bench.batch(config, size)
 
@@ -180,4 +184,4 @@ def _find_largest(bench: Bench, recipe: str, state: TrainState, checkpointing: b
     torch.cuda.empty_cache()  # outside of the handler, because the error holds on to tensors; does nothing on a CPU
     if not found:
         raise RuntimeError(f"not even the published batch of {size} fits")
-    return found if bench.on_gpu else found | {"note": "no GPU whose memory ends"}
+    return found | {"note": "larger ones were not tried"} if size > most else found

@@ -39,7 +39,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name in UNNEEDED:
         (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError('{name} is imported', name='{name}')")
     path = os.pathsep.join(filter(None, [str(folder), str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "benchmarks.gpu", "--output", str(folder / "gpu.json")]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--minutes", "60", "--output", str(folder / "gpu.json")]
     ended = subprocess.run(command, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": path}, capture_output=True)
     assert ended.returncode == 0, ended.stdout.decode() + ended.stderr.decode()
     read: dict[str, Any] = json.loads((folder / "gpu.json").read_text())
