@@ -57,6 +57,10 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compiled ways on a CPU too")
     parser.add_argument("--output", type=Path, default=Path("gpu.json"))
     options = parser.parse_args()
+    try:
+        options.output.touch()
+    except OSError as error:
+        parser.error(f"--output {options.output}: {error.strerror}")
     began = time.monotonic()
     ends = began + 60 * options.minutes - HELD_BACK
     # All processes are copies of one that has imported torch, since this takes seconds. It never touches the GPU.
