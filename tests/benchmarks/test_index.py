@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.index import SETS, open_set
 
-SIZES = {"LASOT": 3, "GOT10K_train_full": 19, "COCO17": 1720, "TRACKINGNET": 60}
+SIZES = {"LASOT": 3, "LASOT_TILED": 3, "GOT10K_train_full": 19, "COCO17": 1720, "TRACKINGNET": 60}
 
 
 @pytest.mark.parametrize("name", SETS)

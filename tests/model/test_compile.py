@@ -31,6 +31,7 @@ def settings(lasot_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 @pytest.fixture(scope="module")
 def runs(settings: dict[str, Any]) -> Iterator[Path]:
     """The folder of the runs `compiled` and `plain`."""
+    torch.compiler.reset()  # what earlier tests compiled
     torch._dynamo.utils.counters.clear()
     train(named(settings, "compiled", COMPILED))
     train(named(settings, "plain"))
