@@ -54,7 +54,7 @@ class MirrorThread:
             return
         try:
             unsent = f"{self._mirror.unsent()} records"
-        except (OSError, ArrowException) as error:
+        except Exception as error:  # of any type: MLflow itself may be broken
             unsent = f"how much is not known: {error}"
         logger.warning(
             "%s lacks a part of this run (%s), which is in %s. To deliver it: %s",

@@ -1,4 +1,4 @@
-"""What a worker is given, and its batches. Imports neither torch nor timm."""
+"""What a worker is given, and its batches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 import ray.train
@@ -14,10 +14,8 @@ import ray.train
 from seqtrack.config import Config
 from seqtrack.data.batches import BLOCK_SAMPLES, HostBatch, StreamPlan, make_batches
 from seqtrack.data.stream import StreamSource, stream_batches
+from seqtrack.runs.checkpoint import StoredCheckpoint
 from seqtrack.runs.folder import RunFolder
-
-if TYPE_CHECKING:
-    from seqtrack.runs.checkpoint import StoredCheckpoint
 
 
 @dataclass(frozen=True)

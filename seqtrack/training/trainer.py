@@ -29,8 +29,8 @@ from seqtrack.model.weights import Weights
 from seqtrack.runs.checkpoint import StoredCheckpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.log import append_to_log
-from seqtrack.training.entry import run_job
 from seqtrack.training.job import Job
+from seqtrack.training.worker import train_worker
 
 logger = logging.getLogger("seqtrack.training")
 
@@ -98,7 +98,7 @@ def build_trainer(job: Job, resources: Resources, callbacks: Sequence[UserCallba
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     workers, fewest = config.RUN.WORKERS, config.RUN.MIN_WORKERS
     return TorchTrainer(
-        run_job,
+        train_worker,
         # By reference: Ray Train's controller unpacks this, and would import torch, timm and OpenCV before any worker.
         train_loop_config={"job": ray.put(job)},
         scaling_config=ScalingConfig(

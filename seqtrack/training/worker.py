@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -17,7 +17,6 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from torch import nn
 
 from seqtrack.config import Config
-from seqtrack.data.batches import HostBatch
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoint
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.log import MetricsFile, RunLogHandler
@@ -30,11 +29,9 @@ from seqtrack.training.step import Backward, backward, set_determinism, set_prec
 logger = logging.getLogger("seqtrack.training")
 
 
-def train_worker(job: Job, batches: Generator[HostBatch, None, None] | None) -> Ended:
-    """Trains to the end of the last epoch, or until the job is asked to stop.
-
-    `batches`: those of a new run; None if it starts from a checkpoint, whose step is not known yet.
-    """
+def train_worker(settings: dict[str, Any]) -> Ended:
+    """Trains to the end of the last epoch, or until the job is asked to stop. `settings["job"]` refers to the Job."""
+    job: Job = ray.get(settings["job"])
     config, context = job.config, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     with _run_log(job.run, rank):
@@ -45,6 +42,7 @@ def train_worker(job: Job, batches: Generator[HostBatch, None, None] | None) -> 
             torch.set_num_threads(config.threads)
         latest = ray.train.get_checkpoint()
         start = job.resume_from if latest is None else _stored(latest)
+        batches = job.open_stream(0) if start is None else None  # they are made while the model is built
         weights = ray.get(job.weights) if job.weights and not start else None
         state = TrainState.fresh(config, rank, device, weights)
         hardware, resumed_from = _hardware(device, state.compiled), None
