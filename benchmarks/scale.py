@@ -26,9 +26,10 @@ import psutil
 import ray
 import torch
 from numpy.typing import NDArray
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.checkpoint import made_up_batch
+from benchmarks.gpu_bench import SHARES
+from benchmarks.gpu_speed import count_flops
 from benchmarks.samples import pack_tiled
 from seqtrack.config import Config, DataConfig, SearchConfig, SyntheticConfig, TemplateConfig, load_config
 from seqtrack.data.batches import StreamPlan
@@ -40,15 +41,11 @@ from seqtrack.data.open import open_index
 from seqtrack.data.storage import open_root
 from seqtrack.data.stream import Placement, StreamSource, stream_batches
 from seqtrack.data.triplets import TripletSource
-from seqtrack.model.seqtrack import build_model
 from seqtrack.training.state import TrainState
 from seqtrack.training.step import Batch, Objective, set_determinism, train_step
 
-SHARES = {"b256": 16, "b384": 8, "l256": 8, "l384": 8}
-"""Recipe -> samples per GPU and step, as published."""
 GPUS = (1, 8, 64)
 WARM_UP, SAMPLES = 100, 1000
-BOX_TOKENS = 4
 STORE_BYTES = 8 * 2**30
 """Object store of a GPU's share of a machine."""
 GROUPS = 220
@@ -171,20 +168,6 @@ def coordinator_seconds() -> float:
         if "SplitCoordinator" in " ".join(process.info["cmdline"] or []):
             return float(sum(process.info["cpu_times"][:2]))
     raise RuntimeError("no coordinator of a stream is running")
-
-
-def count_flops(config: Config) -> float:
-    """Floating-point operations of forward and backward for one sample."""
-    search, template = config.DATA.SEARCH, config.DATA.TEMPLATE
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = build_model(config).train()
-        logits = model(
-            torch.empty(1, template.NUMBER, 3, template.SIZE, template.SIZE),
-            torch.empty(1, 3, search.SIZE, search.SIZE),
-            torch.empty(1, BOX_TOKENS + 1, dtype=torch.long),
-        )
-        logits.sum().backward()
-    return float(counter.get_total_flops())
 
 
 def measure_step(config: Config, share: int) -> float | None:

@@ -28,7 +28,6 @@ nothing of each other, except on the ground."""
 WITH_RAY = (
     "data/stream",
     "cluster/",
-    "training/job",
     "training/worker",
     "training/trainer",
     "experiments/",

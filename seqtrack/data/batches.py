@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,40 +119,21 @@ class Placement:
 
 
 class Block(NamedTuple):
-    """S consecutive steps of one worker, whose samples share one array of each kind. Fields are those of HostBatch."""
+    """S consecutive steps of one worker, whose samples share one array of each kind."""
 
-    step: NDArray[np.int64]
+    steps: NDArray[np.int64]
     """(S,)."""
-    numbers: NDArray[np.int64]
-    """(S, B)."""
-    template: NDArray[np.uint8]
-    """(S, B, T, h, w, 3)."""
-    search: NDArray[np.uint8]
-    """(S, B, H, W, 3)."""
-    boxes_xywh: NDArray[np.float32]
-    """(S, B, 4)."""
-    brightness: NDArray[np.float32]
-    """(S, B, T + 1)."""
-    sets: NDArray[np.int64]
-    """(S, B)."""
+    arrays: Mapping[str, NDArray[Any]]
+    """The arrays of HostBatch by their names, each with the steps as its first axis: `numbers` is (S, B)."""
     problems: tuple[tuple[str, ...], ...]
     """Those of each step."""
     fault: str
 
     def batches(self) -> Iterator[HostBatch]:
         """The steps one by one. Their arrays are views."""
-        for row, step in enumerate(self.step.tolist()):
-            yield HostBatch(
-                step,
-                self.numbers[row],
-                self.template[row],
-                self.search[row],
-                self.boxes_xywh[row],
-                self.brightness[row],
-                self.sets[row],
-                self.problems[row],
-                self.fault,
-            )
+        for row, (step, problems) in enumerate(zip(self.steps.tolist(), self.problems, strict=True)):
+            arrays = {name: array[row] for name, array in self.arrays.items()}
+            yield HostBatch(step=step, problems=problems, fault=self.fault, **arrays)
 
 
 def make_block(triplets: TripletSource, plan: StreamPlan, steps: Sequence[int], rank: int) -> Block:
@@ -177,8 +158,15 @@ def make_block(triplets: TripletSource, plan: StreamPlan, steps: Sequence[int], 
         for array in crops:
             array[:] = 0
     template, search = (array.reshape(*shape, *array.shape[1:]) for array in crops)
-    told = tuple(map(tuple, problems))
-    return Block(np.array(steps), numbers, template, search, boxes_xywh, brightness, sets, told, fault)
+    arrays = {
+        "numbers": numbers,
+        "template": template,
+        "search": search,
+        "boxes_xywh": boxes_xywh,
+        "brightness": brightness,
+        "sets": sets,
+    }
+    return Block(np.array(steps), arrays, tuple(map(tuple, problems)), fault)
 
 
 def make_batches(triplets: TripletSource, plan: StreamPlan, steps: Sequence[int], rank: int) -> Iterator[HostBatch]:

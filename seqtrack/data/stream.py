@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from typing import Any
 
-import numpy as np
 import ray
 import ray.data
 from numpy.typing import NDArray
@@ -26,7 +26,15 @@ from ray.data.block import Block as DataBlock
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.train.collective import broadcast_from_rank_zero
 
-from seqtrack.data.batches import Block, HostBatch, Placement, StreamPlan, make_block
+from seqtrack.data.batches import (
+    BLOCK_SAMPLES,
+    Block,
+    HostBatch,
+    Placement,
+    StreamPlan,
+    make_batches,
+    make_block,
+)
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.triplets import TripletSource
 
@@ -51,6 +59,10 @@ class StreamSource:
         rest = {field.name: getattr(triplets, field.name) for field in fields(triplets) if field.name != "mixture"}
         return cls(mixture_ref, partial(TripletSource, **rest), placement)
 
+    def open(self) -> TripletSource:
+        """What makes the samples, in this process."""
+        return self.make_triplets(ray.get(self.mixture_ref))
+
 
 class _ShardExchange:
     """An actor that hands every rank its iterator of a stream.
@@ -73,6 +85,51 @@ class _ShardExchange:
 
     def _slot(self, start: int, rank: int) -> asyncio.Future[DataIterator]:
         return self._slots.setdefault((start, rank), asyncio.get_running_loop().create_future())
+
+
+def begin_batches(
+    source: StreamSource, plan: StreamPlan, rank: int, start: int, stop: int
+) -> Generator[HostBatch, None, None]:
+    """This worker's batches of steps start … stop - 1, which other threads begin to make now.
+
+    The processes of a stream take seconds to start. Meanwhile this process makes the first batches itself.
+    """
+    streamed = min(start + max(BLOCK_SAMPLES * plan.world_size // plan.batch_size, 1), stop)
+    first = begun(_make_here(source, plan, rank, range(start, streamed)))
+    return joined(first, begun(stream_batches(source, plan, rank, streamed, stop))) if streamed < stop else first
+
+
+def _make_here(
+    source: StreamSource, plan: StreamPlan, rank: int, steps: Iterable[int]
+) -> Generator[HostBatch, None, None]:
+    triplets = source.open()
+    for step in steps:
+        yield from make_batches(triplets, plan, [step], rank)
+
+
+def joined(*parts: Generator[HostBatch, None, None]) -> Generator[HostBatch, None, None]:
+    """The batches of one part after another. Unlike `itertools.chain` it can be closed."""
+    for part in parts:
+        yield from part
+
+
+def begun(batches: Generator[HostBatch, None, None]) -> Generator[HostBatch, None, None]:
+    """The same batches. The first one is made in another thread from now on, rather than when it is asked for."""
+    first: Future[HostBatch] = Future()
+
+    def make_first() -> None:
+        try:
+            first.set_result(next(batches))
+        except BaseException as error:  # raised where the batch is asked for
+            first.set_exception(error)
+
+    threading.Thread(target=make_first, name="first-batch", daemon=True).start()
+
+    def from_first() -> Generator[HostBatch, None, None]:
+        yield first.result()
+        yield from batches
+
+    return from_first()
 
 
 def stream_batches(
@@ -183,18 +240,17 @@ def _make_blocks(
 @lru_cache(maxsize=1)
 def _open_source(source_ref: ray.ObjectRef[StreamSource]) -> TripletSource:
     """The source of a stream, opened once in each process for all its tasks."""
-    source = ray.get(source_ref)
-    return source.make_triplets(ray.get(source.mixture_ref))
+    return ray.get(source_ref).open()
 
 
 def _to_row(block: Block) -> DataBlock:
     """A table of one row, so that Ray Data cannot divide it."""
-    arrays = {name: value[None] for name, value in block._asdict().items() if isinstance(value, np.ndarray)}
+    columns = {"steps": block.steps, **block.arrays}
     texts = json.dumps([block.problems, block.fault])
-    return BlockAccessor.batch_to_block(arrays | {"texts": np.array([texts])})
+    return BlockAccessor.batch_to_block({name: array[None] for name, array in columns.items()} | {"texts": [texts]})
 
 
 def _from_row(row: dict[str, NDArray[Any]]) -> Block:
-    problems, fault = json.loads(row["texts"][0])
-    arrays = {name: row[name][0] for name in Block._fields if name in row}
-    return Block(**arrays, problems=tuple(map(tuple, problems)), fault=fault)
+    arrays = {name: column[0] for name, column in row.items()}
+    problems, fault = json.loads(arrays.pop("texts"))
+    return Block(arrays.pop("steps"), arrays, tuple(map(tuple, problems)), fault)

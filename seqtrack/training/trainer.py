@@ -29,8 +29,7 @@ from seqtrack.model.weights import Weights
 from seqtrack.runs.checkpoint import StoredCheckpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.log import append_to_log
-from seqtrack.training.job import Job
-from seqtrack.training.worker import train_worker
+from seqtrack.training.worker import Job, train_worker
 
 logger = logging.getLogger("seqtrack.training")
 

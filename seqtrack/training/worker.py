@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,16 +19,40 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from torch import nn
 
 from seqtrack.config import Config
+from seqtrack.data.batches import StreamPlan
+from seqtrack.data.stream import StreamSource, begin_batches
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoint
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.log import MetricsFile, RunLogHandler
-from seqtrack.training.job import Job
 from seqtrack.training.loop import Ended, HopelessError, Surroundings, TrainingLoop
 from seqtrack.training.slots import SlotGradients
 from seqtrack.training.state import TrainState, restore
 from seqtrack.training.step import Backward, backward, set_determinism, set_precision
 
 logger = logging.getLogger("seqtrack.training")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a worker is given."""
+
+    config: Config
+    run: RunFolder
+    stream: StreamSource
+    dataset: dict[str, Any]
+    """Description of the data: sequences, frames, fingerprint of the index."""
+    weights: ray.ObjectRef | None
+    """Initial weights of a new run. Parameters that are missing keep their random values."""
+    resume_from: StoredCheckpoint | None
+    """Checkpoint that the run starts from. After a failure, it continues from its own latest one instead."""
+    allow_changed: frozenset[str]
+    """What may differ from the checkpoint: settings, packages, `dataset`."""
+    stop: ray.actor.ActorHandle
+    """The StopRequest actor."""
+    find_mlflow_run: Callable[[], str | None]
+    """Waits for the id of the MLflow run, which checkpoints name; None where MLflow does not answer soon."""
+    code_revision: str
+    """Revision of the code that the job runs."""
 
 
 def train_worker(settings: dict[str, Any]) -> Ended:
@@ -42,7 +68,9 @@ def train_worker(settings: dict[str, Any]) -> Ended:
             torch.set_num_threads(config.threads)
         latest = ray.train.get_checkpoint()
         start = job.resume_from if latest is None else _stored(latest)
-        batches = job.open_stream(0) if start is None else None  # they are made while the model is built
+        plan = StreamPlan.from_config(config, world_size)
+        begin = partial(begin_batches, job.stream, plan, rank, stop=config.total_steps)
+        batches = begin(start=0) if start is None else None  # they are made while the model is built
         weights = ray.get(job.weights) if job.weights and not start else None
         state = TrainState.fresh(config, rank, device, weights)
         hardware, resumed_from = _hardware(device, state.compiled), None
@@ -51,7 +79,7 @@ def train_worker(settings: dict[str, Any]) -> Ended:
         model, make_gradients = _prepare_model(config, state, rank, world_size)
         _announce(config, state, world_size, hardware)
         surroundings = Surroundings(
-            batches or job.open_stream(state.step),
+            batches or begin(start=state.step),
             RaySink(job.run),
             {
                 "resumed_from": resumed_from,

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,11 +13,11 @@ from ray.data.block import BlockAccessor
 from ray.train.torch import TorchTrainer
 
 from seqtrack.config import Config
-from seqtrack.data.batches import Block, HostBatch, Placement, StreamError, StreamPlan, check_batch, make_block
+from seqtrack.data.batches import HostBatch, Placement, StreamError, StreamPlan, check_batch, make_block
 from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.mixture import Mixture
-from seqtrack.data.storage import open_root
-from seqtrack.data.stream import StreamSource, _from_row, _to_row, stream_batches
+from seqtrack.data.storage import StoreError, open_root
+from seqtrack.data.stream import StreamSource, _from_row, _to_row, begun, joined, stream_batches
 from seqtrack.data.triplets import TripletSource
 
 
@@ -94,8 +96,10 @@ def test_a_block_is_one_row_of_a_table_and_comes_back_whole(tiny_config: Config,
     row = BlockAccessor.for_block(_to_row(block))
     assert row.num_rows() == 1
     back = _from_row(row.to_batch_format("numpy"))
-    for name in Block._fields[:-2]:
-        np.testing.assert_array_equal(getattr(back, name), getattr(block, name))
+    np.testing.assert_array_equal(back.steps, [2, 3, 4])
+    assert back.arrays.keys() == block.arrays.keys()
+    for name, array in block.arrays.items():
+        np.testing.assert_array_equal(back.arrays[name], array)
     assert (back.problems, back.fault) == (told, fault)
 
 
@@ -111,6 +115,48 @@ def test_a_blocks_samples_are_those_of_their_numbers(tiny_config: Config) -> Non
             np.testing.assert_array_equal(batch.search[position], sample.search)
             np.testing.assert_array_equal(batch.boxes_xywh[position], sample.box_xywh)
             np.testing.assert_array_equal(batch.brightness[position], sample.brightness)
+
+
+def numbered(*steps: int) -> Generator[HostBatch, None, None]:
+    """Stands in for batches: their steps."""
+    yield from cast(Iterator[Any], steps)
+
+
+def test_the_first_batch_is_made_before_it_is_asked_for() -> None:
+    made = threading.Event()
+
+    def batches() -> Generator[HostBatch, None, None]:
+        made.set()
+        yield from numbered(3, 4, 5)
+
+    stream = begun(batches())
+    assert made.wait(60)
+    assert list(stream) == [3, 4, 5]
+
+
+def test_what_keeps_the_first_batch_from_being_made_is_raised_where_it_is_asked_for() -> None:
+    def batches() -> Generator[HostBatch, None, None]:
+        raise StoreError("s3://bucket: no answer")
+        yield from numbered(3)
+
+    stream = begun(batches())
+    with pytest.raises(StoreError, match="no answer"):
+        next(stream)
+
+
+def test_the_end_of_the_loop_ends_the_stream() -> None:
+    ended: list[bool] = []
+
+    def streamed() -> Generator[HostBatch, None, None]:
+        try:
+            yield from numbered(2, 3)
+        finally:
+            ended.append(True)
+
+    stream = joined(begun(numbered(0, 1)), begun(streamed()))
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    stream.close()
+    assert ended
 
 
 def train_function(settings: dict[str, Any]) -> dict[int, list[Any]]:
