@@ -14,8 +14,9 @@ import torch
 from benchmarks.gpu_run import explained
 from seqtrack.config import Config, load_config
 from seqtrack.data.batches import HostBatch
+from seqtrack.model.precision import set_precision
 from seqtrack.training.state import TrainState
-from seqtrack.training.step import Batch, Objective, set_determinism, set_precision
+from seqtrack.training.step import Batch, Objective, set_determinism
 
 SHARES = {"b256": 16, "b384": 8, "l256": 8, "l384": 8}
 """Recipe -> samples per GPU and step, as published."""

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from benchmarks.gpu_bench import COMPILED, LEFT_OUT, Bench, Row, attempt
 from seqtrack.config import Config
+from seqtrack.model.precision import set_precision
 from seqtrack.model.seqtrack import SeqTrack, sentence_loss, token_weights
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, checkpoint_name, write_checkpoint
 from seqtrack.runs.folder import RunFolder
 from seqtrack.tokens import boxes_to_tokens, decoder_input
 from seqtrack.training.slots import SlotGradients
 from seqtrack.training.state import TrainState, generator_states, load_generators
-from seqtrack.training.step import backward, set_determinism, set_precision, train_step
+from seqtrack.training.step import backward, set_determinism, train_step
 
 TESTS = Path(__file__).parents[1] / "tests"
 TOLERANCES = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 6e-2}

@@ -14,12 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.gpu_bench import COMPILED, LEFT_OUT, Bench, Row, attempt
 from seqtrack.config import Config
 from seqtrack.model.compile import compile_blocks
+from seqtrack.model.precision import set_precision
 from seqtrack.model.seqtrack import SeqTrack, build_model
 from seqtrack.tokens import SENTENCE_LENGTH
 from seqtrack.tracker import BatchTracker, TrackerSettings
 from seqtrack.training.slots import SlotGradients
 from seqtrack.training.state import TrainState
-from seqtrack.training.step import Batch, Objective, backward, set_determinism, set_precision, train_step
+from seqtrack.training.step import Batch, Objective, backward, set_determinism, train_step
 
 LARGER = (2, 4, 8)
 """Multiples of the published batch that are measured too."""

@@ -51,7 +51,8 @@ def join_cluster() -> None:
         say_neighbours()
     shared = shared_memory()
     try:
-        # Workers write to train.log, which the console shows. Their raw output is in Ray's own logs.
+        # Workers write to train.log, which the console shows. Their raw output is in Ray's own logs; only what a node
+        # reports of itself is printed by Ray, in lines that begin with "(raylet)".
         ray.init(
             num_cpus=max(1, int(usable_cpus())) if starts else None, log_to_driver=False, logging_level=logging.ERROR
         )

@@ -81,7 +81,7 @@ def plan_resources(config: Config, cluster: dict[str, float]) -> Resources:
     if share is not None:
         left -= share.cpus
         most_cpus = min(most_cpus or left, left)
-    cpus_per_task = min(1.0, int(left / cluster["nodes"] * 1000) / 1000)
+    cpus_per_task = max(min(1.0, int(left / cluster["nodes"] * 1000) / 1000), 0.001)
     at_once = max(int(min(left, most_cpus or left) / cpus_per_task), 1)
     placement = Placement(
         cpus_per_task, most_cpus, run.DATA_LABELS, at_once, int(cluster.get("store", 0) * SHARE_OF_STORE)

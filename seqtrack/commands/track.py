@@ -48,8 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check(options)
+    import torch
     from tqdm import tqdm
 
+    from seqtrack.model.precision import set_precision
     from seqtrack.tracker.follow import chosen, follow
     from seqtrack.tracker.load import load_trained
     from seqtrack.tracker.recording import Recording, mean_iou, picture_of
@@ -69,6 +71,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"{options.source}: has no frame {options.start}")
     boxes = first_boxes(options, source, first)
     device = pick_device(options.device)
+    set_precision(options.precision, torch.device(device))
     settings = TrackerSettings.from_config(trained.config)
     tracker = BatchTracker(trained.model, settings, len(boxes), device, options.precision, options.batch)
     folder = Path(options.out or Path("tracks", source.name))

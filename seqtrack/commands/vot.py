@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_extra("vot", "trax")
+    import torch
+
+    from seqtrack.model.precision import set_precision
     from seqtrack.tracker.load import load_trained
     from seqtrack.tracker.settings import TrackerSettings
     from seqtrack.tracker.tracker import BatchTracker
@@ -37,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
     device = pick_device(options.device)
     trained = load_trained(options.weights, options.config)
     settings = TrackerSettings.from_config(trained.config, options.challenge)
+    set_precision(options.precision, torch.device(device))
     print(f"{trained.source} on {device}", file=sys.stderr)
     if "TRAX_SOCKET" not in os.environ and sys.stdin is not None and sys.stdin.isatty():
         raise InputError("nobody speaks TraX here: the VOT toolkit starts this program (docs/tracking.md)")

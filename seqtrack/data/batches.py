@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,15 @@ class HostBatch(NamedTuple):
     fault: str = ""
     """Why there are no samples, if there are none: their data cannot be used, and will not be later. The arrays are
     zeros then. The loop ends the training on all workers at once, which an error in one task would not do."""
+
+
+class Batches(Protocol):
+    """Batches one after another, such as a generator's."""
+
+    def __next__(self) -> HostBatch: ...
+
+    def close(self) -> None:
+        """No more are wanted."""
 
 
 @dataclass(frozen=True)

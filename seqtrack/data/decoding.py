@@ -59,8 +59,8 @@ class ArrayFrame:
 class FrameDecoder:
     """Opens frames with the fastest library that is installed.
 
-    Threads may share one that was made with `by_region=False`. Otherwise it and its frames belong to one thread: a
-    decoder of nvidia-nvimgcodec that two threads use ends in errors and segmentation faults (version 0.9.0).
+    Threads may share one that was made with `by_region=False`. Otherwise only one thread at a time may use it and its
+    frames: a decoder of nvidia-nvimgcodec that two use at once ends in errors and segmentation faults (version 0.9.0).
     """
 
     def __init__(self, by_region: bool = True) -> None:

@@ -180,7 +180,7 @@ def locate_frames(file: pa.NativeFile, name: str, index: FrameIndex, mark: Mark,
     ranges = {index.names[row]: range(end - int(index.lengths[row]), end) for row, end in zip(rows, ends, strict=True)}
     starts = np.zeros(ends[-1], np.int64)
     sizes = np.full(len(starts), MISSING, np.int32)
-    shard = pq.ParquetFile(file)
+    shard = pq.ParquetFile(file, page_checksum_verification=True)
     check_mark(shard.schema_arrow, name, mark)
     names = ["sequence", "frame", "size", *((HEAD, ROW_SIZES) if mark.tiled else ())]
     groups: list[pa.Table] = []

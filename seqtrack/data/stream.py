@@ -87,16 +87,14 @@ class _ShardExchange:
         return self._slots.setdefault((start, rank), asyncio.get_running_loop().create_future())
 
 
-def begin_batches(
-    source: StreamSource, plan: StreamPlan, rank: int, start: int, stop: int
-) -> Generator[HostBatch, None, None]:
-    """This worker's batches of steps start … stop - 1, which other threads begin to make now.
+def begin_batches(source: StreamSource, plan: StreamPlan, rank: int, start: int, stop: int) -> BegunBatches:
+    """This worker's batches of steps start … stop - 1.
 
     The processes of a stream take seconds to start. Meanwhile this process makes the first batches itself.
     """
     streamed = min(start + max(BLOCK_SAMPLES * plan.world_size // plan.batch_size, 1), stop)
-    first = begun(_make_here(source, plan, rank, range(start, streamed)))
-    return joined(first, begun(stream_batches(source, plan, rank, streamed, stop))) if streamed < stop else first
+    here = _make_here(source, plan, rank, range(start, streamed))
+    return BegunBatches(here, stream_batches(source, plan, rank, streamed, stop))
 
 
 def _make_here(
@@ -107,29 +105,43 @@ def _make_here(
         yield from make_batches(triplets, plan, [step], rank)
 
 
-def joined(*parts: Generator[HostBatch, None, None]) -> Generator[HostBatch, None, None]:
-    """The batches of one part after another. Unlike `itertools.chain` it can be closed."""
-    for part in parts:
-        yield from part
+class BegunBatches:
+    """The batches of several parts, one part after another. From now on, threads make the first batch of each part."""
+
+    def __init__(self, *parts: Generator[HostBatch, None, None]) -> None:
+        self._parts = [(part, _make_first(part)) for part in parts]
+        self._first = True
+
+    def __next__(self) -> HostBatch:
+        while self._parts:
+            part, first = self._parts[0]
+            try:
+                if self._first:
+                    self._first = False
+                    return first.result()
+                return next(part)
+            except StopIteration:
+                del self._parts[0]
+                self._first = True
+        raise StopIteration
+
+    def close(self) -> None:
+        """Ends all parts; one whose first batch is being made ends after that."""
+        for part, first in self._parts:
+            first.add_done_callback(lambda _, part=part: part.close())  # type: ignore[misc]
 
 
-def begun(batches: Generator[HostBatch, None, None]) -> Generator[HostBatch, None, None]:
-    """The same batches. The first one is made in another thread from now on, rather than when it is asked for."""
+def _make_first(batches: Generator[HostBatch, None, None]) -> Future[HostBatch]:
     first: Future[HostBatch] = Future()
 
-    def make_first() -> None:
+    def make() -> None:
         try:
             first.set_result(next(batches))
         except BaseException as error:  # raised where the batch is asked for
             first.set_exception(error)
 
-    threading.Thread(target=make_first, name="first-batch", daemon=True).start()
-
-    def from_first() -> Generator[HostBatch, None, None]:
-        yield first.result()
-        yield from batches
-
-    return from_first()
+    threading.Thread(target=make, name="first-batch", daemon=True).start()
+    return first
 
 
 def stream_batches(

@@ -52,7 +52,7 @@ def tile(content: bytes) -> TiledFile:
     Coefficients and metadata are kept. Huffman tables become the standard ones, so that frames of a video have the same
     head. The result is decoded as a whole and compared with the original, pixel by pixel. Threads may call this at the
     same time, because jpegtran is a process of its own. Raises NotTiled with the reason if a JPEG, or what should be
-    one, has to stay as it is, and InputError if jpegtran is not installed.
+    one, has to stay as it is, InputError if jpegtran is not installed, and OSError if it is killed.
     """
     try:
         header = read_header(content)
@@ -63,6 +63,8 @@ def tile(content: bytes) -> TiledFile:
             raise NotTiled("its size is not that of its data")
         command = [find_jpegtran(), "-copy", "all", "-restart", f"{choose_interval(grid.mcus_per_row)}B"]
         run = subprocess.run(command, input=content, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+        if run.returncode < 0:  # which says nothing of the file
+            raise OSError(f"jpegtran was ended by signal {-run.returncode}")
         if run.returncode != 0:  # 2: with warnings, so the file is damaged
             raise NotTiled("jpegtran cannot read it without warnings")
         header = read_header(run.stdout)

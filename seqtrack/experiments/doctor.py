@@ -243,7 +243,6 @@ def check_workers(config: Config) -> str:
         "CPU": max(1.0, float(int(usable_cpus()))),
         "GPU": float(torch.cuda.device_count()),
         "nodes": 1.0,
-        "store": 0.0,
     }
     plan = plan_resources(config, machine)
     return f"{config.RUN.WORKERS}, each with {plan.cpus_per_worker:g} CPUs and {plan.gpus_per_worker:g} GPUs"

@@ -59,6 +59,8 @@ class RunEvaluation:
         self._beside, self._after, self._scored = beside, after, scored
         self._workers: Evaluators | None = None
         self._failed: set[str] = set()
+        self._told = False
+        """Whether the log says that the run's folder fails."""
         self._page_lacks = False
         """Whether something was measured that the page does not have."""
         self.problem: str | None = None
@@ -93,20 +95,24 @@ class RunEvaluation:
     def _work(self) -> None:
         if self._beside is not None:
             take_idle_time_only()
-        tries = 0
+        tries, pause = 0, SECONDS_BETWEEN_LOOKS
         while not self._abandoned.is_set():
+            trained = self._trained.is_set()
             try:
                 if self._go_on():
                     return
-                tries = 0
+                tries, pause, self._told = 0, SECONDS_BETWEEN_LOOKS, False
             except Exception as error:  # of the disk, of any object store, of a cluster that is gone
-                tries, self.problem = tries + 1, explain(error)
-                if tries == 1:
+                self.problem = explain(error)
+                if not self._told:
+                    self._told = True
                     logger.warning("Evaluation : %s; it is tried again", self.problem)
-                if tries == MOST_TRIES and self._trained.is_set():
+                tries += trained
+                if tries >= MOST_TRIES:
                     self._failed.add("")
                     return
-                self._abandoned.wait(min(2.0**tries, LONGEST_PAUSE))
+                self._abandoned.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
 
     def _go_on(self) -> bool:
         """Measures the next checkpoint, or waits for it. Returns whether all was measured, and the page written."""

@@ -22,6 +22,7 @@ from seqtrack.data.storage import Root
 from seqtrack.errors import InputError
 from seqtrack.evaluation.sequences import BenchmarkSequence
 from seqtrack.failures import explain
+from seqtrack.model.precision import set_precision
 from seqtrack.model.seqtrack import build_model
 from seqtrack.tracker.lanes import Finished, Lanes
 from seqtrack.tracker.load import TrainedModel
@@ -127,6 +128,7 @@ class Evaluator:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._lanes: Lanes | None = None
+        set_precision(plan.precision, torch.device(plan.device))
         if plan.device == "cpu":
             torch.set_num_threads(1)
         if plan.yields:

@@ -78,11 +78,11 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
 
     tags = run_tags(config, prepared.data.mixture.fingerprint)
     tags |= {} if prepared.continued else origin_tags(prepared.start, parent_run)
+    evaluation = measure_beside(prepared, resources) if prepared.benchmarks else None
     uploads = hub.HubThread(config, run) if config.HUB.REPO_ID else None
     if uploads is not None:
         uploads.start()
     mirror = MirrorThread(config, run, tags, prepared.data.mixture.params())
-    evaluation = measure_beside(prepared, resources) if prepared.benchmarks else None
     measured = True
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:

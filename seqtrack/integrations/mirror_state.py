@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from pyarrow import ArrowException
 
 from seqtrack.runs.folder import RunFolder
 
@@ -72,11 +75,13 @@ def await_mlflow_run(run: RunFolder, patience: float = SECONDS_TO_OPEN) -> str |
     """The id of the MLflow run of a run that is on; if MLflow does not answer within `patience` seconds, the id that
     an earlier start noted, or None.
 
-    The job's process opens it and notes it in the run's folder.
+    The job's process opens it and notes it in the run's folder. A folder that cannot be read now does not end the
+    training that waits. Workers that start again wait again.
     """
-    deadline = time.monotonic() + patience
+    deadline, state = time.monotonic() + patience, MirrorState()
     while True:
-        state = MirrorState.read(run)
+        with suppress(OSError, ArrowException):  # the next look may succeed
+            state = MirrorState.read(run)
         if state.opened or time.monotonic() >= deadline:
             return state.run_id
         time.sleep(0.2)

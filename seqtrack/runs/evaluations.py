@@ -82,8 +82,8 @@ def forget_later(run: RunFolder, step: int) -> None:
 def auc_by_checkpoint(evaluations: Sequence[CheckpointScores], benchmark: str | None = None) -> dict[str, float]:
     """Name of a checkpoint -> AUC in percent on a benchmark, all of one series.
 
-    That is the series of the newest checkpoint, of several the longest. `benchmark`: None for the one that was measured
-    first.
+    That is the series of the newest checkpoint; if several series have it, the longest of them. `benchmark`: None for
+    the one that was measured first.
     """
     series: dict[str, list[CheckpointScores]] = {}
     for one in evaluations:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqtrack.data.batches import HostBatch
+from seqtrack.data.batches import Batches, HostBatch
 from seqtrack.training.step import Batch
 
 
@@ -28,9 +28,7 @@ class DeviceBatches:
     A GPU copies them in a stream of its own, beside the kernels of the step before.
     """
 
-    def __init__(
-        self, batches: Generator[HostBatch, None, None], device: torch.device, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, batches: Batches, device: torch.device, clock: Callable[[], float]) -> None:
         self._batches, self._device, self._clock = batches, device, clock
         self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._ahead: Fetched | Exception | None = None

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from seqtrack.config import Config
-from seqtrack.data.batches import HostBatch, StreamPlan, check_batch
+from seqtrack.data.batches import Batches, StreamPlan, check_batch
 from seqtrack.runs.checkpoint import Contents, checkpoint_name
 from seqtrack.runs.log import MetricsFile
 from seqtrack.training.coordination import Agreement
@@ -78,7 +78,7 @@ class CheckpointSink(Protocol):
 class Surroundings:
     """Everything that the loop of one rank is given from outside."""
 
-    batches: Generator[HostBatch, None, None]
+    batches: Batches
     """This rank's batches from the state's step on."""
     sink: CheckpointSink
     facts: Mapping[str, Any] = field(default_factory=dict)

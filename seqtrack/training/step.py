@@ -5,7 +5,6 @@ Nothing here knows about Ray; on one process this is the whole training step.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,11 +18,6 @@ from seqtrack.config import Config, TrainConfig
 from seqtrack.model.images import prepare_images
 from seqtrack.model.seqtrack import sentence_ious, sentence_loss, sentence_losses, token_weights
 from seqtrack.tokens import boxes_to_tokens, decoder_input
-
-logger = logging.getLogger("seqtrack.training")
-
-BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
-"""Names of the instructions that multiply bf16: x86's, and ARM's."""
 
 
 class Batch(NamedTuple):
@@ -149,19 +143,3 @@ def set_determinism(enabled: bool) -> None:
     # Otherwise torch also fills all memory that it allocates, a kernel for each tensor, though nothing reads the fill.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not enabled
-
-
-def set_precision(precision: str, device: torch.device) -> None:
-    """Chooses what a GPU computes products and convolutions of fp32 with: TF32, or fp32 and nothing less.
-
-    torch's own default is TF32 in convolutions. `Objective` chooses bf16. Logs a warning where the device lacks
-    instructions for the `precision`.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    if device.type != "cpu":
-        return
-    if precision == "tf32":
-        logger.warning("TRAIN.PRECISION tf32 has no effect on a CPU, which computes in fp32")
-    elif precision == "bf16" and not any(map(torch.cpu.get_capabilities().get, BF16_INSTRUCTIONS)):
-        logger.warning("TRAIN.PRECISION bf16 is slow on this CPU, which has no instructions for it; fp32 is faster")

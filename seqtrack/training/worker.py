@@ -21,13 +21,14 @@ from torch import nn
 from seqtrack.config import Config
 from seqtrack.data.batches import StreamPlan
 from seqtrack.data.stream import StreamSource, begin_batches
+from seqtrack.model.precision import set_precision
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoint
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.log import MetricsFile, RunLogHandler
 from seqtrack.training.loop import Ended, HopelessError, Surroundings, TrainingLoop
 from seqtrack.training.slots import SlotGradients
 from seqtrack.training.state import TrainState, restore
-from seqtrack.training.step import Backward, backward, set_determinism, set_precision
+from seqtrack.training.step import Backward, backward, set_determinism
 
 logger = logging.getLogger("seqtrack.training")
 

@@ -19,6 +19,7 @@ from seqtrack.config import Config, ConfigError
         (2, 0, 2, 2, (0.5, 0.0, 0.5)),  # a worker on each node leaves each half of a CPU
         (4, 0, 3, 2, (1.0, 0.0, 0.666)),
         (64, 8, 4, 8, (1.0, 1.0, 1.0)),
+        (2, 0, 1000, 1, (1.0, 0.0, 0.001)),  # some share of a CPU is always asked for
     ],
 )
 def test_training_leaves_cpus_for_data(

@@ -14,6 +14,7 @@ import pytest
 from seqtrack.config import Config
 from seqtrack.data.open import open_index
 from seqtrack.data.packing import pack_shard, plan_shards
+from seqtrack.data.shards import TILED_SCHEMA
 from seqtrack.data.storage import DataError
 from seqtrack.data.tiles import TiledJpeg
 from tests.data.jpegs import needs_jpegtran
@@ -154,6 +155,18 @@ def test_a_shard_with_damaged_tiles_is_refused_by_name_when_packing_goes_on(chan
     options = {"compression": "none", "use_dictionary": False, "data_page_size": 1 << 30, "max_rows_per_page": 1 << 30}
     pq.write_table(table, changeable / path, **options)
     with pytest.raises(DataError, match=f"{path}: is damaged: row_sizes and head are of different numbers of rows"):
+        pack_shard(index, local(wide_root), local(changeable), path, rows, tiled=True)
+
+
+def test_a_head_that_is_damaged_in_a_shard_does_not_get_into_the_index(changeable: Path, wide_root: Path) -> None:
+    index = index_of(wide_root)
+    (path, rows), *_ = plan_shards(index).items()
+    group = pq.ParquetFile(changeable / path).metadata.row_group(0)
+    column = group.column(TILED_SCHEMA.get_field_index("head"))
+    content = bytearray((changeable / path).read_bytes())
+    content[column.dictionary_page_offset + 120] ^= 1  # in a table of the quantisation
+    (changeable / path).write_bytes(content)
+    with pytest.raises(DataError, match=f"{path}: cannot be packed"):
         pack_shard(index, local(wide_root), local(changeable), path, rows, tiled=True)
 
 

@@ -17,7 +17,7 @@ from seqtrack.data.batches import HostBatch, Placement, StreamError, StreamPlan,
 from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.storage import StoreError, open_root
-from seqtrack.data.stream import StreamSource, _from_row, _to_row, begun, joined, stream_batches
+from seqtrack.data.stream import BegunBatches, StreamSource, _from_row, _to_row, stream_batches
 from seqtrack.data.triplets import TripletSource
 
 
@@ -129,9 +129,9 @@ def test_the_first_batch_is_made_before_it_is_asked_for() -> None:
         made.set()
         yield from numbered(3, 4, 5)
 
-    stream = begun(batches())
+    stream = BegunBatches(batches(), numbered(6))
     assert made.wait(60)
-    assert list(stream) == [3, 4, 5]
+    assert list(iter(lambda: next(stream, None), None)) == [3, 4, 5, 6]
 
 
 def test_what_keeps_the_first_batch_from_being_made_is_raised_where_it_is_asked_for() -> None:
@@ -139,24 +139,26 @@ def test_what_keeps_the_first_batch_from_being_made_is_raised_where_it_is_asked_
         raise StoreError("s3://bucket: no answer")
         yield from numbered(3)
 
-    stream = begun(batches())
+    stream = BegunBatches(batches())
     with pytest.raises(StoreError, match="no answer"):
         next(stream)
 
 
-def test_the_end_of_the_loop_ends_the_stream() -> None:
-    ended: list[bool] = []
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_the_end_of_the_loop_ends_the_stream(taken: int) -> None:
+    """Whether it had been reached or not: its first batch is made in any case, and nothing more."""
+    ended = threading.Event()
 
     def streamed() -> Generator[HostBatch, None, None]:
         try:
             yield from numbered(2, 3)
         finally:
-            ended.append(True)
+            ended.set()
 
-    stream = joined(begun(numbered(0, 1)), begun(streamed()))
-    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    stream = BegunBatches(numbered(0, 1), streamed())
+    assert [next(stream) for _ in range(taken)] == [0, 1, 2][:taken]
     stream.close()
-    assert ended
+    assert ended.wait(60)
 
 
 def train_function(settings: dict[str, Any]) -> dict[int, list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -91,6 +92,14 @@ def test_a_row_whose_size_needs_more_than_two_bytes_is_not_tiled() -> None:
     data = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
     with pytest.raises(NotTiled, match="a row of its tiles has more than 65,535 bytes"):
         tile(data)
+
+
+def test_a_jpegtran_that_is_killed_says_nothing_of_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "jpegtran").write_text("#!/bin/sh\ncat > /dev/null; kill -KILL $$\n")
+    (tmp_path / "jpegtran").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(OSError, match="jpegtran was ended by signal 9"):
+        tile(pillow())
 
 
 UNTILABLE = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -152,21 +153,33 @@ def test_a_folder_that_does_not_answer_is_looked_at_again(
         return due()
 
     monkeypatch.setattr(evaluation, "due", look)
+    monkeypatch.setattr(evaluate_run, "SECONDS_BETWEEN_LOOKS", 0.001)
     evaluation.start()
     assert evaluation.finish()
     assert caplog.text.count("503; it is tried again") == 1
 
 
+@pytest.mark.parametrize("beside", [None, ONE])
 def test_a_folder_that_never_answers_ends_the_evaluation_and_is_named(
-    run: RunFolder, lasot_root: Path, monkeypatch: pytest.MonkeyPatch
+    beside: Plan | None, run: RunFolder, lasot_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = config(lasot_root)
-    evaluation = RunEvaluation(settings, run, open_for_run(settings), None, lambda: ONE)
+    """However often it did not answer while the training went on."""
+    settings, looks = config(lasot_root), threading.Semaphore(0)
+    evaluation = RunEvaluation(settings, run, open_for_run(settings), beside, lambda: ONE)
+
+    def look(*_: object) -> list[str]:
+        looks.release()
+        raise OSError("503")
+
+    monkeypatch.setattr(evaluate_run, "SECONDS_BETWEEN_LOOKS", 0.001)
     monkeypatch.setattr(evaluate_run, "LONGEST_PAUSE", 0.01)
-    monkeypatch.setattr(evaluate_run, "due_checkpoints", lambda *_: 1 / 0)
+    monkeypatch.setattr(evaluate_run, "due_checkpoints", look)
+    monkeypatch.setattr(evaluate_run, "take_idle_time_only", lambda: None)
     evaluation.start()
+    for _ in range(2 * evaluate_run.MOST_TRIES if beside else 0):
+        assert looks.acquire(timeout=60)
     assert not evaluation.finish()
-    assert evaluation.problem is not None and "division by zero" in evaluation.problem
+    assert evaluation.problem == "503"
 
 
 def test_results_of_other_weights_are_made_anew_in_a_runs_own_folder(run: RunFolder, lasot_root: Path) -> None:

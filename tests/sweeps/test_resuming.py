@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
 from seqtrack.errors import InputError
-from seqtrack.integrations.mirror_state import MIRROR_FILE, await_mlflow_run
+from seqtrack.integrations import mirror_state
+from seqtrack.integrations.mirror_state import MIRROR_FILE, MirrorState, await_mlflow_run
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, checkpoint_name, write_checkpoint
 from seqtrack.runs.folder import RunFileError, RunFolder
 from seqtrack.sweeps.plan import plan_work
@@ -166,19 +169,36 @@ def test_a_note_is_replaced_whole_or_not_at_all(begun: RunFolder, monkeypatch: p
     assert len(list(Path(trial.path).iterdir())) == 2  # note and checkpoint
 
 
-def test_a_trial_waits_for_its_mlflow_run(folder: RunFolder) -> None:
+def test_a_trial_waits_for_its_mlflow_run(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job's process opens it, which may take a while, and notes its id in the trial's folder."""
     folder.create()
-    assert await_mlflow_run(folder, patience=0) is None
+    happenings = iter(
+        [
+            lambda: folder.write_json(MIRROR_FILE, {"run_id": None, "status": "RUNNING"}),
+            lambda: folder.write_json(MIRROR_FILE, {"run_id": "a1", "status": "RUNNING", "opened": True}),
+        ]
+    )
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: next(happenings)())
+    monkeypatch.setattr(mirror_state, "time", clock)
+    assert await_mlflow_run(folder, patience=600) == "a1"
 
-    def open_run() -> None:
-        folder.write_json(MIRROR_FILE, {"run_id": None, "status": "RUNNING"})
-        threading.Timer(
-            0.3, folder.write_json, [MIRROR_FILE, {"run_id": "a1", "status": "RUNNING", "opened": True}]
-        ).start()
 
-    threading.Timer(0.3, open_run).start()
-    assert await_mlflow_run(folder, patience=30) == "a1"
+def test_a_folder_that_cannot_be_read_for_a_while_does_not_end_who_waits(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.create()
+    folder.write_json(MIRROR_FILE, {"run_id": "a1", "status": "RUNNING", "opened": True})
+    answers = [OSError("503"), pa.ArrowInvalid("half an answer")]
+    read = MirrorState.read
+
+    def failing(run: RunFolder) -> MirrorState:
+        if answers:
+            raise answers.pop()
+        return read(run)
+
+    monkeypatch.setattr(MirrorState, "read", failing)
+    monkeypatch.setattr(mirror_state, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: None))
+    assert await_mlflow_run(folder, patience=600) == "a1"
 
 
 def test_a_trial_does_not_wait_for_ever_for_a_server_that_is_away(folder: RunFolder) -> None:

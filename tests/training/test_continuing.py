@@ -45,7 +45,7 @@ def test_a_run_leaves_a_log_checkpoints_and_curves_and_says_where(whole: Path) -
     assert "Starting weights : random" in log
     assert re.findall(r"Epoch (\d) of 2 done in .*waited for data [\d.]+% of the time", log) == ["1", "2"]
     shown = iter(console.splitlines())
-    assert all(line in shown for line in log.splitlines())  # in their order, perhaps with warnings between
+    assert all(line in shown for line in log.splitlines())  # in their order, perhaps with Ray's own between
     names = [f"checkpoint_epoch_000{epoch}_step_0000{step}" for epoch in range(2) for step in (10, 20, 30)]
     names += [f"checkpoint_epoch_000{epoch}" for epoch in (1, 2)]
     assert sorted(path.name for path in run.glob("checkpoint_epoch*")) == sorted(names)
