@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu_bench import COMPILED, LEFT_OUT, Bench, Row, attempt
+from benchmarks.published import publish, published_optimizer, published_step
 from seqtrack.config import Config
 from seqtrack.model.compile import compile_blocks
 from seqtrack.model.precision import set_precision
@@ -47,14 +48,8 @@ def count_flops(config: Config) -> float:
     return float(counter.get_total_flops())
 
 
-def write_attention_out(model: SeqTrack, written_out: bool) -> None:
-    """Whether the encoder's attention is computed with a whole matrix of weights, or in one fused kernel."""
-    for block in model.encoder.body.blocks:
-        setattr(block.attn, "fused_attn", not written_out)  # noqa: B010 - timm's own switch
-
-
 def speed(bench: Bench, recipe: str) -> Iterator[Row]:
-    """Steps of a recipe: as published (fp32, activation checkpointing, attention written out), then ours."""
+    """Steps of a recipe: as published (`benchmarks/published.py`, in fp32), then ours."""
     share, config = bench.share(recipe), bench.config(recipe)
     flops = count_flops(config)
     peaks = {}
@@ -92,16 +87,17 @@ def _measure_step(bench: Bench, state: TrainState, way: str, size: int, publishe
     config = bench.config(recipe, way)
     set_determinism(not published)
     set_precision(config.TRAIN.PRECISION, bench.device)
-    state.model.encoder.body.use_checkpoint = published
-    write_attention_out(state.model, published)
+    publish(state.model, published)
     if way.endswith(COMPILED) and not state.compiled:
         state.compiled = compile_blocks(state.model, bench.device)
         if not state.compiled:
             raise RuntimeError("torch has no compiler here; the log says why")
     batch, objective = bench.batch(config, size), Objective(config).to(bench.device)
 
-    def step() -> None:
-        train_step(state.model, state.optimizer, batch, objective)
+    optimizer = published_optimizer(state.optimizer) if published else state.optimizer
+
+    def step() -> object:
+        return (published_step if published else train_step)(state.model, optimizer, batch, objective)
 
     first = bench.stretch(step, 1)
     seconds = bench.seconds_of(step)

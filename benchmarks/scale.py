@@ -31,7 +31,7 @@ from benchmarks.checkpoint import made_up_batch
 from benchmarks.gpu_bench import SHARES
 from benchmarks.gpu_speed import count_flops
 from benchmarks.samples import pack_tiled
-from seqtrack.config import Config, DataConfig, SearchConfig, SyntheticConfig, TemplateConfig, load_config
+from seqtrack.config import Config, DataConfig, SyntheticConfig, load_config
 from seqtrack.data.batches import StreamPlan
 from seqtrack.data.crops import Sample
 from seqtrack.data.datasets.synthetic import write_synthetic
@@ -39,7 +39,7 @@ from seqtrack.data.decoding import Image
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.open import open_index
 from seqtrack.data.storage import open_root
-from seqtrack.data.stream import Placement, StreamSource, stream_batches
+from seqtrack.data.stream import STREAM_BLOCKS, Placement, StreamSource, stream_batches
 from seqtrack.data.triplets import TripletSource
 from seqtrack.training.state import TrainState
 from seqtrack.training.step import Batch, Objective, set_determinism, train_step
@@ -48,8 +48,6 @@ GPUS = (1, 8, 64)
 WARM_UP, SAMPLES = 100, 1000
 STORE_BYTES = 8 * 2**30
 """Object store of a GPU's share of a machine."""
-GROUPS = 220
-"""Blocks of each worker that are simulated."""
 MAY_WAIT = 0.01
 MOST_CORES = 64
 """Most cores per GPU that are tried."""
@@ -139,10 +137,9 @@ def measure_costs(config: Config) -> Costs:
 
     plan = StreamPlan.from_config(config.with_settings({"TRAIN.BATCH_SIZE": 8}), 1)
     block, _ = measure_stream(triplets, plan, Placement(1.0, 1.0, {}), blocks=60)
-    tiny = SearchConfig(SIZE=1), TemplateConfig(SIZE=1, NUMBER=1)
-    empty = replace(
-        triplets, settings=config.DATA.model_copy(update=dict(zip(("SEARCH", "TEMPLATE"), tiny, strict=True)))
-    )
+    # Samples of next to nothing. Copies of settings are not checked: no recipe has crops as small as these.
+    search, template = (part.model_copy(update={"SIZE": 2}) for part in (config.DATA.SEARCH, config.DATA.TEMPLATE))
+    empty = replace(triplets, settings=config.DATA.model_copy(update={"SEARCH": search, "TEMPLATE": template}))
     _, coordinator = measure_stream(empty, StreamPlan(1, 1, 1), Placement(0.25, 2.0, {}, 8), blocks=1000)
     return Costs(np.array(seconds[WARM_UP:]), block, coordinator)
 
@@ -208,7 +205,7 @@ def find_cores(config: Config, share: int, gpus: int, costs: Costs, step_seconds
 
 
 def waited(plan: StreamPlan, share: int, costs: Costs, step_seconds: float, cores: int) -> float:
-    """Fraction of the time that GPUs wait, over GROUPS blocks of each worker without the first tenth.
+    """Fraction of the time that GPUs wait in a whole stream without its first tenth, in which tasks are shorter.
 
     Tasks begin in order, each on whichever core is free, and make their blocks one after another. No task begins before
     what it makes has room beside the blocks that wait to be used: Ray Data uses half of the object store. The
@@ -217,8 +214,9 @@ def waited(plan: StreamPlan, share: int, costs: Costs, step_seconds: float, core
     """
     random = np.random.default_rng(0)
     store, ranks = STORE_BYTES * plan.world_size, plan.world_size
-    tasks = plan.tasks(0, GROUPS * plan.steps_per_block, Placement(1.0, None, {}, cores, store // 4))
+    tasks = plan.tasks(0, STREAM_BLOCKS * plan.steps_per_block, Placement(1.0, None, {}, cores, store // 4))
     block_samples = plan.steps_per_block * share
+    seconds = [costs.block + random.choice(costs.samples, (ranks, block_samples)).sum(1) for _ in range(STREAM_BLOCKS)]
     groups_ahead = store // 2 // (block_samples * plan.sample_bytes * ranks)
     free = [0.0] * cores
     begins: list[float] = []  # when training on each group of blocks (one per worker) begins
@@ -228,7 +226,7 @@ def waited(plan: StreamPlan, share: int, costs: Costs, step_seconds: float, core
         behind = task[0] // ranks - groups_ahead
         end = max(heapq.heappop(free), begins[behind] if behind >= 0 else 0.0)
         for block in task:
-            end += costs.block + random.choice(costs.samples, block_samples).sum()
+            end += seconds[block // ranks][block % ranks]
             coordinator = max(end, coordinator) + costs.coordinator
             ready = max(ready, coordinator)
             if block % ranks == ranks - 1:
@@ -236,7 +234,7 @@ def waited(plan: StreamPlan, share: int, costs: Costs, step_seconds: float, core
                 waits.append(max(ready - done, 0.0))
                 done = begins[-1] + plan.steps_per_block * step_seconds
         heapq.heappush(free, end)
-    first = GROUPS // 10
+    first = STREAM_BLOCKS // 10
     return sum(waits[first:]) / (done - begins[first] + waits[first])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -124,6 +125,17 @@ def _by_head(attention: nn.MultiheadAttention, x_BSD: Tensor) -> Tensor:
     return x_BSD.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
 
 
+@lru_cache
+def _causal_mask(length: int, device: torch.device) -> Tensor:
+    """(length, length) -inf where a position must not see the tokens after it, else 0. Made once for each device.
+
+    Fused attention does not read it, but nn.MultiheadAttention asks for it, and would make one of numbers out of a
+    boolean one each time.
+    """
+    with torch.inference_mode(False):  # training could not use it otherwise
+        return torch.full((length, length), -torch.inf, device=device).triu(1)
+
+
 class DecoderBody(nn.Module):
     """The stack of layers and its final LayerNorm."""
 
@@ -133,9 +145,7 @@ class DecoderBody(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x_BLD: Tensor, memory_BND: Tensor, pos_LD: Tensor, pos_ND: Tensor) -> Tensor:
-        length = x_BLD.shape[1]
-        # True marks what must not be seen: the tokens after each position.
-        causal_LL = torch.ones(length, length, dtype=torch.bool, device=x_BLD.device).triu(1)
+        causal_LL = _causal_mask(x_BLD.shape[1], x_BLD.device)
         for layer in self.layers:
             x_BLD = layer(x_BLD, memory_BND, pos_LD, pos_ND, causal_LL)
         return self.norm(x_BLD)

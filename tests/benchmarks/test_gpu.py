@@ -24,9 +24,7 @@ from benchmarks.gpu_bench import COMPILED, SHARES, Bench, Row, attempt
 from benchmarks.gpu_copies import read_events
 from benchmarks.gpu_exact import _compare_runs
 from benchmarks.gpu_run import Check, Outcome, run
-from benchmarks.gpu_speed import write_attention_out
 from seqtrack.config import load_config
-from seqtrack.model.seqtrack import build_model
 
 REPOSITORY = Path(__file__).parents[2]
 UNNEEDED = ("ray", "mlflow", "av", "jinja2", "matplotlib", "optuna", "psutil", "shtab")
@@ -72,16 +70,6 @@ def test_a_gpu_trains_the_published_share_of_a_recipe(recipe: str) -> None:
     config = Bench(torch.device("cuda"), compiles=True).config(recipe, f"bf16{COMPILED}")
     assert config.TRAIN.BATCH_SIZE * 8 == load_config(f"seqtrack_{recipe}").TRAIN.BATCH_SIZE
     assert (config.TRAIN.PRECISION, config.TRAIN.COMPILE) == ("bf16", True)
-
-
-@pytest.mark.parametrize(("written_out", "fused"), [(False, 4 + 4), (True, 4)])
-def test_the_published_recipe_writes_the_encoders_attention_out(written_out: bool, fused: int) -> None:
-    model = build_model(CPU.config("demo"))
-    write_attention_out(model, written_out)
-    with torch.profiler.profile() as profile:
-        model(torch.ones(1, 2, 3, 32, 32), torch.ones(1, 3, 32, 32), torch.zeros(1, 5, dtype=torch.int64))
-    calls = {event.key: event.count for event in profile.key_averages()}
-    assert calls["aten::scaled_dot_product_attention"] == fused  # the decoder's two layers attend twice each
 
 
 def raises(bench: Bench) -> Iterator[Row]:

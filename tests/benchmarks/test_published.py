@@ -1,0 +1,69 @@
+"""The published step that ours is measured against."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from benchmarks.gpu_bench import Bench
+from benchmarks.published import publish, published_optimizer, published_step
+from seqtrack.training.step import train_step
+
+BENCH = Bench(torch.device("cpu"), compiles=False)
+STEPS = 3
+
+
+class Steps(NamedTuple):
+    """What some steps were."""
+
+    losses: list[float]
+    kernels: dict[str, int]
+    """How often torch called each."""
+
+
+def take_steps(published: bool) -> Steps:
+    config = BENCH.config("demo").with_settings({"MODEL.DECODER.DROPOUT": 0})
+    state, objective = BENCH.start(config)
+    publish(state.model, published)
+    optimizer = published_optimizer(state.optimizer) if published else state.optimizer
+    losses = []
+    with torch.profiler.profile() as profile:
+        for number in range(STEPS):
+            batch = BENCH.batch(config, 4, number)
+            if published:
+                losses.append(published_step(state.model, optimizer, batch, objective)[0])
+            else:
+                losses.append(float(train_step(state.model, optimizer, batch, objective)[0]))
+    return Steps(losses, {event.key: event.count for event in profile.key_averages()})
+
+
+@pytest.fixture(scope="module")
+def published() -> Steps:
+    return take_steps(published=True)
+
+
+@pytest.fixture(scope="module")
+def ours() -> Steps:
+    return take_steps(published=False)
+
+
+def test_both_learn_the_same(published: Steps, ours: Steps) -> None:
+    assert published.losses == pytest.approx(ours.losses, rel=1e-5)
+    assert len(set(ours.losses)) == STEPS
+
+
+def fused_attention(steps: Steps) -> int:
+    return sum(count for name, count in steps.kernels.items() if name.startswith("aten::_scaled_dot_product_flash"))
+
+
+def test_only_ours_has_fused_attention(published: Steps, ours: Steps) -> None:
+    assert fused_attention(published) == 0
+    assert fused_attention(ours) > 0
+
+
+def test_only_the_published_one_computes_the_encoder_twice(published: Steps, ours: Steps) -> None:
+    blocks = 4
+    extra = published.kernels["aten::gelu"] - ours.kernels["aten::gelu"]
+    assert extra == STEPS * blocks
