@@ -23,6 +23,22 @@ from seqtrack.data.datasets.synthetic_sets import KINDS, write_synthetic_set
 from tests.settings import make_mixture_settings, make_tiny_settings
 
 GOLDEN = Path(__file__).parent / "golden"
+START_RAY = {"cluster", "deploy", "experiments", "sweeps", "training"}
+"""Folders whose tests start Ray, in this process or in others."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Divides the tests between processes (`pytest -n 2 --dist loadgroup`): one has all that start Ray, and they come
+    first; files of the others go to whichever is free. Ray's own cleaning up goes astray where two clusters run."""
+    with_ray = {
+        item.path
+        for item in items
+        if item.path.parent.name in START_RAY or "cluster" in getattr(item, "fixturenames", ())
+    }
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else item.path.name))
+    items.sort(key=lambda item: item.path not in with_ray)
 
 
 @pytest.fixture(scope="session")
