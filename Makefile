@@ -23,7 +23,7 @@ sweep: $(VENV)/installed
 
 ## test: set up if needed, then run the whole test suite (ARGS="-k stream")
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 ## evaluate: the AUC of the newest demo run on drawn sequences that it has not seen (RUN=…, ARGS="--benchmark …")
 evaluate: RUN ?= $(firstword $(shell ls -dt runs/$(CONFIG)-*/ 2>/dev/null))

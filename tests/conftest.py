@@ -23,22 +23,46 @@ from seqtrack.data.datasets.synthetic_sets import KINDS, write_synthetic_set
 from tests.settings import make_mixture_settings, make_tiny_settings
 
 GOLDEN = Path(__file__).parent / "golden"
-START_RAY = {"cluster", "deploy", "experiments", "sweeps", "training"}
-"""Folders whose tests start Ray, in this process or in others."""
+START_RAY = ("cluster", "deploy", "experiments", "sweeps", "training")
+"""Folders whose tests start Ray, in this process or in others; and then files."""
+START_RAY_TOO = (
+    "data/test_stream.py",
+    "integrations/test_hub.py",
+    "integrations/test_mlflow.py",
+    "runs/test_object_stores.py",
+)
 
 
-@pytest.hookimpl(tryfirst=True)
+def starts_ray(path: str) -> bool:
+    """Whether tests of a file start Ray. `path`: from the repository's root, with slashes."""
+    return path.removeprefix("tests/").startswith((*(f"{folder}/" for folder in START_RAY), *START_RAY_TOO))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Divides the tests between processes (`pytest -n 2 --dist loadgroup`): one has all that start Ray, and they come
-    first; files of the others go to whichever is free. Ray's own cleaning up goes astray where two clusters run."""
-    with_ray = {
-        item.path
-        for item in items
-        if item.path.parent.name in START_RAY or "cluster" in getattr(item, "fixturenames", ())
-    }
+    """Puts the tests that start Ray first, because `pytest -n 2` runs them all in one of its two processes.
+
+    Raises UsageError if a file must be added to those above.
+    """
+    items.sort(key=lambda item: not starts_ray(item.nodeid))
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else item.path.name))
-    items.sort(key=lambda item: item.path not in with_ray)
+        if "cluster" in getattr(item, "fixturenames", ()) and not starts_ray(item.nodeid):
+            raise pytest.UsageError(f"{item.nodeid} uses the fixture `cluster`: add its file to START_RAY_TOO")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Divides the tests between processes by file, but all that start Ray stay together.
+
+    Where two clusters run on a machine, Ray's own cleaning up can take one for the other.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if starts_ray(nodeid) else nodeid.split("::")[0]
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
