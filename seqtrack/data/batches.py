@@ -20,7 +20,7 @@ FEW_WORKERS = 8
 """With more workers, blocks grow in proportion: one coordinator deals out all blocks, about 100 a second."""
 BLOCK_BYTES = 96 * 2**20
 """Largest block."""
-TASK_BLOCKS = 16
+TASK_BLOCKS = 32
 """Most blocks that a task makes. Ray Data looks every tenth of a second which tasks are done, and their CPUs wait."""
 
 

@@ -55,8 +55,8 @@ def test_tasks_have_every_block_once_in_order(steps: int) -> None:
 
 def test_the_first_and_last_tasks_are_short_and_those_between_are_long() -> None:
     sizes = [len(task) for task in StreamPlan(12, 1, 5, sample_bytes=600_000).tasks(0, 5000, PLACEMENT)]
-    assert sizes[: 4 * AT_ONCE] == [size for size in (1, 2, 4, 8) for _ in range(AT_ONCE)]
-    assert max(sizes) == 16
+    assert sizes[: 5 * AT_ONCE] == [size for size in (1, 2, 4, 8, 16) for _ in range(AT_ONCE)]
+    assert max(sizes) == 32
     assert sizes[-2 * AT_ONCE :] == [1] * (2 * AT_ONCE)
 
 
