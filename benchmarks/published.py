@@ -10,12 +10,12 @@ from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.training.step import Batch, Objective
 
 
-def publish(model: SeqTrack, published: bool) -> None:
-    """Whether the encoder works as in the published recipes: each block's activations are computed a second time in the
-    backward pass, and attention has a whole matrix of weights."""
-    model.encoder.body.use_checkpoint = published
+def set_up(model: SeqTrack, written_out: bool = False, recomputes: bool = False) -> None:
+    """Whether the encoder's attention has a whole matrix of weights, as in the published code, and whether each block's
+    activations are computed a second time in the backward pass (USE_CHECKPOINT, which some published recipes set)."""
+    model.encoder.body.use_checkpoint = recomputes
     for block in model.encoder.body.blocks:
-        setattr(block.attn, "fused_attn", not published)  # noqa: B010 - timm's own switch
+        setattr(block.attn, "fused_attn", not written_out)  # noqa: B010 - timm's own switch
 
 
 def published_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.AdamW:
@@ -27,7 +27,7 @@ def published_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.AdamW:
 def published_step(
     model: SeqTrack, optimizer: torch.optim.Optimizer, batch: Batch, objective: Objective
 ) -> tuple[float, float]:
-    """Loss and IoU of a step of a model that `publish` has set up. It reads them at once, so a GPU is waited for.
+    """Loss and IoU of a step of a model that is `set_up`. It reads them at once, so a GPU is waited for.
 
     Source: the method as published (arXiv 2304.14394): cross-entropy over the vocabulary, gradients clipped by their
     norm, AdamW.

@@ -17,7 +17,7 @@ from seqtrack.data.triplets import TripletSource
 BLOCK_SAMPLES = 64
 """Samples per block: enough to outweigh its fixed cost of about 20 ms, few enough for an early first batch."""
 FEW_WORKERS = 8
-"""With more workers, blocks grow in proportion: one coordinator deals out all blocks, about 100 a second."""
+"""With more workers, blocks grow in proportion: one coordinator deals out all blocks, some hundreds a second."""
 BLOCK_BYTES = 96 * 2**20
 """Largest block."""
 TASK_BLOCKS = 32

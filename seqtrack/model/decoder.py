@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -125,27 +124,22 @@ def _by_head(attention: nn.MultiheadAttention, x_BSD: Tensor) -> Tensor:
     return x_BSD.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
 
 
-@lru_cache
-def _causal_mask(length: int, device: torch.device) -> Tensor:
-    """(length, length) -inf where a position must not see the tokens after it, else 0. Made once for each device.
-
-    Fused attention does not read it, but nn.MultiheadAttention asks for it, and would make one of numbers out of a
-    boolean one each time.
-    """
-    with torch.inference_mode(False):  # training could not use it otherwise
-        return torch.full((length, length), -torch.inf, device=device).triu(1)
-
-
 class DecoderBody(nn.Module):
     """The stack of layers and its final LayerNorm."""
+
+    causal_LL: Tensor
+    """-inf where a position must not see the tokens after it, else 0. Fused attention does not read it, but
+    nn.MultiheadAttention asks for it, and would make one of numbers out of a boolean one each time."""
 
     def __init__(self, layers: int, dim: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, feedforward, dropout, pre_norm) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
+        unseen_LL = torch.full((SENTENCE_LENGTH, SENTENCE_LENGTH), -torch.inf).triu(1)
+        self.register_buffer("causal_LL", unseen_LL, persistent=False)
 
     def forward(self, x_BLD: Tensor, memory_BND: Tensor, pos_LD: Tensor, pos_ND: Tensor) -> Tensor:
-        causal_LL = _causal_mask(x_BLD.shape[1], x_BLD.device)
+        causal_LL = self.causal_LL[: x_BLD.shape[1], : x_BLD.shape[1]]
         for layer in self.layers:
             x_BLD = layer(x_BLD, memory_BND, pos_LD, pos_ND, causal_LL)
         return self.norm(x_BLD)

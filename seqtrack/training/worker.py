@@ -160,7 +160,10 @@ def _watch(stop: ray.actor.ActorHandle) -> threading.Event:
 def _prepare_model(config: Config, state: TrainState, rank: int, world_size: int) -> tuple[nn.Module, Backward]:
     """The model that a step calls, and the function that computes gradients, the same on all workers."""
     if config.TRAIN.SLOTS is None:
-        return ray.train.torch.prepare_model(state.model), backward
+        # Its one buffer, a constant mask, need not be sent in each step.
+        return ray.train.torch.prepare_model(
+            state.model, parallel_strategy_kwargs={"broadcast_buffers": False}
+        ), backward
     return state.model, SlotGradients(state, config.TRAIN.SLOTS, rank, world_size)
 
 
