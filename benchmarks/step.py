@@ -21,7 +21,7 @@ from benchmarks.gpu_bench import COMPILED, SHARES, Bench
 from benchmarks.gpu_speed import count_flops
 from benchmarks.published import published_optimizer, published_step, set_up
 from seqtrack.model.compile import compile_blocks
-from seqtrack.model.precision import BF16_INSTRUCTIONS, set_precision
+from seqtrack.model.precision import cpu_has_bf16, set_precision
 from seqtrack.training.state import TrainState
 from seqtrack.training.step import Objective, set_determinism, train_step
 
@@ -40,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bench = Bench(device, compiles=options.compile)
-    has_bf16 = bench.on_gpu or any(map(torch.cpu.get_capabilities().get, BF16_INSTRUCTIONS))
+    has_bf16 = bench.on_gpu or cpu_has_bf16()
     precisions = ["fp32", "bf16"] if has_bf16 else ["fp32"]
     ways = [PUBLISHED, RECOMPUTED, *precisions, *(precision + COMPILED for precision in precisions if options.compile)]
     state = TrainState.fresh(bench.config(options.recipe), 0, device)

@@ -24,13 +24,14 @@ from tests.settings import make_mixture_settings, make_tiny_settings
 
 GOLDEN = Path(__file__).parent / "golden"
 START_RAY = ("cluster", "deploy", "experiments", "sweeps", "training")
-"""Folders whose tests start Ray, in this process or in others; and then files."""
+"""Folders whose tests start Ray, in this process or in others."""
 START_RAY_TOO = (
     "data/test_stream.py",
     "integrations/test_hub.py",
     "integrations/test_mlflow.py",
     "runs/test_object_stores.py",
 )
+"""Files of other folders that do."""
 
 
 def starts_ray(path: str) -> bool:

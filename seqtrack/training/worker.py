@@ -161,9 +161,8 @@ def _prepare_model(config: Config, state: TrainState, rank: int, world_size: int
     """The model that a step calls, and the function that computes gradients, the same on all workers."""
     if config.TRAIN.SLOTS is None:
         # Its one buffer, a constant mask, need not be sent in each step.
-        return ray.train.torch.prepare_model(
-            state.model, parallel_strategy_kwargs={"broadcast_buffers": False}
-        ), backward
+        once = {"broadcast_buffers": False}
+        return ray.train.torch.prepare_model(state.model, parallel_strategy_kwargs=once), backward
     return state.model, SlotGradients(state, config.TRAIN.SLOTS, rank, world_size)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from seqtrack.config import Config, load_config
+from seqtrack.model.precision import cpu_has_bf16
 from seqtrack.model.seqtrack import build_model, sentence_loss, token_weights
 from seqtrack.tokens import decoder_input
 from seqtrack.training.step import Batch, Objective, build_optimizer, train_step
@@ -49,16 +50,10 @@ def test_a_model_builds_and_every_parameter_gets_a_gradient(name: str, millions:
     assert all(parameter.grad is not None and parameter.grad.shape == parameter.shape for parameter in trained)
 
 
-def has_bf16() -> bool:
-    """Whether the CPU has instructions for bf16: with AVX2 only, a matrix product took 157 times as long as in fp32."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["demo", *(pytest.param(name, marks=pytest.mark.soak) for name, _ in MODELS[1:])])
 def test_a_step_learns_from_as_good_as_guessing(name: str, precision: str) -> None:
-    if precision == "bf16" and name != "demo" and not has_bf16():
+    if precision == "bf16" and name != "demo" and not cpu_has_bf16():
         pytest.skip("this CPU has no bf16 instructions; without them a step of this model takes many minutes")
     config = load_config(CONFIGS / f"{name}.yaml", [f"TRAIN.PRECISION={precision}"])
     torch.manual_seed(0)
