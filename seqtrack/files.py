@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyarrow import fs
+
+from seqtrack.patience import patiently
+
+NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
+"""What filesystems answer that cannot sync a folder, or need not."""
+LONGEST_ENDING = 32
+"""Characters of a file's ending that the name of its unfinished form keeps, for libraries that go by it."""
 
 
 def is_file(filesystem: fs.FileSystem, path: str) -> bool:
@@ -23,24 +35,89 @@ def read_text(filesystem: fs.FileSystem, path: str) -> str | None:
         return str(file.read().decode(errors="replace"))
 
 
-def write_atomically(filesystem: fs.FileSystem, path: str, content: str | bytes) -> None:
-    """Replaces a file in one step: a reader finds the old or the new content, even if this process is killed.
+def write_atomically(filesystem: fs.FileSystem, path: str, content: str | bytes, patience: float | None = None) -> None:
+    """Replaces a file in one step: a reader finds the old or the new content, even after a kill or a loss of power.
 
-    On a disk the content is written under another name and renamed. An object store shows an object only when it is
-    complete. Raises OSError.
+    On a disk the content is written under another name, synced and renamed. An object store shows an object only when
+    it is complete; what it refuses is tried again for `patience` seconds (as `transfer.patiently`). Raises OSError.
     """
     data = content.encode() if isinstance(content, str) else content
     if not isinstance(filesystem, fs.LocalFileSystem):
-        with filesystem.open_output_stream(path) as file:
-            file.write(data)
+        patiently(lambda: _write_object(filesystem, path, data), path, patience)
         return
-    place = Path(path)
-    partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}.partial")  # several processes may write the same file
-    try:
+    with replacing(Path(path)) as partial:
         partial.write_bytes(data)
-        partial.replace(place)
+
+
+def _write_object(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
+    """Writes an object of a store and reads it back. Raises OSError."""
+    sink = filesystem.open_output_stream(path)
+    sink.write(data)
+    sink.close()  # a store takes or refuses the object only now
+    try:
+        with filesystem.open_input_stream(path) as stored:
+            there = stored.read()
+    except FileNotFoundError:
+        there = None
+    if there != data:
+        raise OSError(f"{path}: the store does not have what was sent")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives another name in the same folder to write to; after the block, that file takes the place of `path`.
+
+    If the block raises, the old file stands and nothing else is left. The new one is on the disk, and not only in the
+    system's memory, before it appears. It has the permissions that the umask gives, whatever the block's library gave
+    it. Raises OSError.
+
+        with replacing(Path("weights.pt")) as partial:
+            torch.save(weights, partial)
+    """
+    path = Path(os.path.realpath(path))  # a link stays, and what it leads to is replaced
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "it is there and is no file", str(path))
+    ending = path.suffix if len(path.suffix) <= LONGEST_ENDING else ""
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial{ending}")  # several processes may write the same file
+    try:
+        partial.touch(exist_ok=False)
+        permissions = stat.S_IMODE(partial.stat().st_mode)
+        yield partial
+        if stat.S_IMODE(partial.stat().st_mode) != permissions:
+            partial.chmod(permissions)
+        sync_file(partial)
+        partial.replace(path)
+        sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Waits until a file's content is on the disk. Raises OSError."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Waits until the names in a folder are on the disk, where a filesystem can say so. Raises OSError."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in NO_SYNC_OF_FOLDERS:
+            raise
+    finally:
+        os.close(number)
+
+
+def sync_tree(folder: Path) -> None:
+    """Waits until a folder and all that is below it are on the disk. Raises OSError."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds comes before the folder
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            sync_file(path)
+    sync_folder(folder)
 
 
 def what_came_instead(start: bytes) -> str | None:

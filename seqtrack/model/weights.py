@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from seqtrack.config import SETTINGS_FILE, Config, load_config, parse_config
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
+from seqtrack.files import replacing
 from seqtrack.model.file_kinds import MODEL_FILE, Format, describe_folder, recognize
 from seqtrack.model.seqtrack import SeqTrack, build_model
 from seqtrack.model.tensor_file import Foreign, read_tensor_file
@@ -115,13 +116,15 @@ def _find_weights(content: Any, depth: int = 0) -> Weights | None:
 
 
 def save_published(weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Writes the published format, `{"net": {name: tensor}}`, which the published tracker reads."""
-    torch.save({"net": {name: tensor.detach().cpu() for name, tensor in weights.items()}}, path)
+    """Writes the published format, `{"net": {name: tensor}}`, which the published tracker reads, in one step."""
+    with replacing(Path(path)) as partial:
+        torch.save({"net": {name: tensor.detach().cpu() for name, tensor in weights.items()}}, partial)
 
 
 def save_safetensors(weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Writes names and tensors as safetensors, a format that cannot contain code."""
-    save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, path)
+    """Writes names and tensors as safetensors, a format that cannot contain code, in one step."""
+    with replacing(Path(path)) as partial:
+        save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, partial)
 
 
 def describe_mismatch(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -12,30 +12,39 @@ Everything is loaded as plain data: a checkpoint from a stranger cannot run code
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import torch
 from pyarrow import ArrowException, fs
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from seqtrack.config import SETTINGS_FILE
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
+from seqtrack.files import sync_folder, sync_tree
 from seqtrack.locations import absolute, parent
 from seqtrack.model.tensor_file import read_tensor_file
-from seqtrack.model.weights import META_FILE, MODEL_FILE, Weights, check_finite, save_safetensors
+from seqtrack.model.weights import META_FILE, MODEL_FILE, Weights, WeightsError, check_finite, save_safetensors
+from seqtrack.patience import patiently
 from seqtrack.runs.folder import RunFolder
+from seqtrack.transfer import fetch, send
 
 STATE_FILE = "state.pt"
 SUMS_FILE = "SHA256SUMS"
+UNFINISHED = ".partial"
+"""Ending of the name of a checkpoint on a disk that is being written, or removed."""
 STARTING_META = {"step": int, "epoch": int, "steps_per_epoch": int, "config": dict, "dataset": dict, "versions": dict}
 """What `meta.json` must have for a run to start from the checkpoint."""
 NAME = re.compile(r"checkpoint_epoch_(\d+)(?:_step_(\d+))?")
@@ -63,7 +72,7 @@ class StoredCheckpoint(NamedTuple):
             yield Path(self.path)
             return
         with tempfile.TemporaryDirectory() as directory:
-            fs.copy_files(self.path, directory, self.run.filesystem, fs.LocalFileSystem())
+            fetch(self.run.filesystem, self.path, Path(directory))
             yield Path(directory)
 
 
@@ -99,25 +108,44 @@ def checkpoint_name(epoch: int, step: int) -> str:
 
 
 def write_checkpoint(contents: Contents, stored: StoredCheckpoint) -> None:
-    """Writes the checkpoint whole or not at all, and replaces one of the same name. Raises CheckpointError."""
+    """Writes the checkpoint whole or not at all, and replaces one of the same name. Raises CheckpointError.
+
+    When it returns, the checkpoint outlasts a loss of power, or the store has shown that it has every byte. What would
+    be refused on loading is refused here, before anything is written.
+    """
     try:
+        check_contents(contents)
         if stored.run.local:
             _write_local(contents, Path(stored.path))
         else:
             _write_remote(contents, stored.run.filesystem, stored.path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # on a full disk each library raises a different type
+    except (OSError, ArrowException, RuntimeError, SafetensorError, WeightsError) as error:  # of a full disk, too
         raise CheckpointError(f"checkpoint {stored.path} cannot be written: {error}") from error
 
 
+def check_contents(contents: Contents) -> None:
+    """Raises WeightsError if a number of the weights or of the optimizer's state is not finite."""
+    check_finite(contents.model.items(), "the weights")
+    check_finite(tensors_of(contents.training.get("optimizer", {"state": {}})), "the optimizer's state")
+
+
+def tensors_of(optimizer: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in an optimizer's `state_dict`, each with a name for messages."""
+    for index, state in optimizer["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                yield f"{name} of parameter {index}", value
+
+
 def _write_local(contents: Contents, folder: Path) -> None:
-    """Writes under a temporary name first. The rename at the end makes the checkpoint appear in one step."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """Writes under another name first. The rename at the end makes the checkpoint appear in one step."""
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{UNFINISHED}")
     try:
         partial.mkdir(parents=True)
         _write_files(contents, partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        sync_tree(partial)
+        _replace_folder(partial, folder)
+        sync_folder(folder.parent)
     except RuntimeError as error:  # torch's message for a full disk does not say that it is full
         free = shutil.disk_usage(partial).free / 2**20
         raise OSError(f"{str(error).splitlines()[0]} ({free:.1f} MiB are free there)") from error
@@ -125,15 +153,45 @@ def _write_local(contents: Contents, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _replace_folder(new: Path, folder: Path) -> None:
+    """Gives a folder its final name. One that has the name goes out of the way first, and is removed afterwards."""
+    old = new.with_name(f".{folder.name}.{uuid.uuid4().hex}{UNFINISHED}")
+    try:
+        while True:
+            with suppress(FileNotFoundError):
+                folder.rename(old)
+            try:
+                new.rename(folder)
+                return
+            except OSError as error:  # another process has written it meanwhile; the last one stays
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def _write_remote(contents: Contents, filesystem: fs.FileSystem, folder: str) -> None:
     """Writes SHA256SUMS last, because object stores cannot rename: a folder without it counts as unfinished."""
     with tempfile.TemporaryDirectory() as directory:
         _write_files(contents, Path(directory))
-        if filesystem.get_file_info(folder).type == fs.FileType.Directory:
-            filesystem.delete_dir(folder)
-        filesystem.create_dir(folder, recursive=True)
-        for path in sorted(Path(directory).iterdir(), key=lambda path: path.name == SUMS_FILE):
-            fs.copy_files(str(path), f"{folder}/{path.name}", fs.LocalFileSystem(), filesystem)
+        patiently(partial(_remove, filesystem, folder), folder)
+        send(Path(directory), filesystem, folder, last=[SUMS_FILE])
+
+
+def _remove(filesystem: fs.FileSystem, folder: str) -> None:
+    """Removes a checkpoint from a store, SHA256SUMS first, so that what is left of it never counts as finished."""
+    if filesystem.get_file_info(f"{folder}/{SUMS_FILE}").type == fs.FileType.File:
+        filesystem.delete_file(f"{folder}/{SUMS_FILE}")
+    if filesystem.get_file_info(folder).type == fs.FileType.Directory:
+        filesystem.delete_dir(folder)
+
+
+def remove_unfinished(run: RunFolder) -> None:
+    """Removes what killed processes left of checkpoints on a disk. Only for the folder's owner. Raises OSError."""
+    if run.local and Path(run.path).is_dir():
+        for path in Path(run.path).glob(f".checkpoint_*{UNFINISHED}"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_files(contents: Contents, directory: Path) -> None:

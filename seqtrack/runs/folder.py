@@ -78,9 +78,9 @@ class RunFolder:
         """The text of a file, or None if there is none. Raises OSError."""
         return files.read_text(self.filesystem, self.file(name))
 
-    def write(self, name: str, content: str | bytes) -> None:
-        """Replaces a file in one step. Raises OSError."""
-        files.write_atomically(self.filesystem, self.file(name), content)
+    def write(self, name: str, content: str | bytes, patience: float | None = None) -> None:
+        """Replaces a file in one step. `patience`: as in `files.write_atomically`. Raises OSError."""
+        files.write_atomically(self.filesystem, self.file(name), content, patience)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """The object in a JSON file, or None if there is no file. Raises RunFileError if it is empty or cut off."""
@@ -163,6 +163,6 @@ def write_settings(config: Config, run: RunFolder) -> None:
     """Creates the run's folder and writes its settings there. Raises ConfigError."""
     try:
         run.create()
-        run.write(SETTINGS_FILE, config.to_yaml())
+        run.write(SETTINGS_FILE, config.to_yaml(), patience=0)  # the first of all: a wrong place is said at once
     except (OSError, ArrowException) as error:
         raise ConfigError(f"RUN.STORAGE_PATH {config.RUN.STORAGE_PATH}: cannot be written ({error})") from error

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from seqtrack.config import Config
 from seqtrack.data.batches import Batches, StreamPlan, check_batch
-from seqtrack.runs.checkpoint import Contents, checkpoint_name
+from seqtrack.model.weights import WeightsError, check_finite
+from seqtrack.runs.checkpoint import Contents, checkpoint_name, tensors_of
 from seqtrack.runs.log import MetricsFile
 from seqtrack.training.coordination import Agreement
 from seqtrack.training.copies import DeviceBatches
@@ -48,7 +49,11 @@ class BrokenDataError(HopelessError):
 
 
 class DivergedError(HopelessError):
-    """A loss or gradient is not a finite number, or workers have different weights."""
+    """A loss, a gradient or a weight is not a finite number, or workers have different weights."""
+
+
+class UnwritableError(HopelessError):
+    """Checkpoints cannot be written, or may not be written by this run any more."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,10 @@ class CheckpointSink(Protocol):
     """Writes checkpoints in the background while training goes on, one at a time."""
 
     def wait(self) -> None:
-        """Waits until the last checkpoint has been written. Raises the error if that failed."""
+        """Waits until the last checkpoint has been written, or cannot be."""
+
+    def problem(self) -> str:
+        """Why the last checkpoint could not be written, as far as that is known by now; empty if it could."""
 
     def save(self, name: str, metrics: Mapping[str, Any], contents: Contents | None) -> None:
         """Starts writing a checkpoint. Every rank calls it; only rank 0 passes contents."""
@@ -93,6 +101,9 @@ class Surroundings:
     fetch_ahead: bool = False
     """Whether the next batch is fetched before the log line of an interval's last step. Worth it on a device that
     works on its own, because the line waits for the device."""
+    reason_to_end: Callable[[], str] = lambda: ""
+    """Why this run may write nothing more and has to end at once; empty if there is no reason. Asked in each step, and
+    once more before each checkpoint."""
 
 
 class TrainingLoop:
@@ -127,7 +138,7 @@ class TrainingLoop:
         self.interval_steps, self.interval_began = 0, state.meter.seconds
 
     def run(self) -> Ended:
-        """Trains. Raises HopelessError, StreamError, or the error of writing a checkpoint."""
+        """Trains. Raises HopelessError or StreamError."""
         config, state, clock = self.config, self.state, self.outside.clock
         self.model.train()
         began, stopping = clock(), False
@@ -162,6 +173,8 @@ class TrainingLoop:
                 self._save_checkpoint()
         self.batches.close()
         self.outside.sink.wait()
+        if problem := self._reason_to_end():
+            raise UnwritableError(problem)
         return Ended(state.history, state.step, stopped=state.step < config.total_steps)
 
     def _notice(self) -> tuple[bool, bool]:
@@ -170,7 +183,9 @@ class TrainingLoop:
         ask = self.rank == 0 and clock() - self.asked_at > SECONDS_BETWEEN_QUESTIONS
         if ask:
             self.asked_at = clock()
-        stop, ask = self.agreement.exchange(self.outside.stop_requested(), ask)
+        stop, ask, ends = self.agreement.exchange(self.outside.stop_requested(), ask, bool(self._reason_to_end()))
+        if ends:
+            raise UnwritableError(self._reason_to_end() or "another worker cannot write")
         news = ask and self.outside.node_is_leaving() and not self.preempted
         if news:
             self.preempted = True
@@ -178,6 +193,10 @@ class TrainingLoop:
                 "Preemption : a node of this run is about to go; writing a checkpoint at step %d", self.state.step
             )
         return stop, news
+
+    def _reason_to_end(self) -> str:
+        """Why this rank can write nothing more; empty if it can."""
+        return self.outside.sink.problem() or self.outside.reason_to_end()
 
     def _passed_multiple(self, interval: int) -> bool:
         """Whether the number of the epoch's samples passed a multiple of `interval` in this step."""
@@ -221,6 +240,15 @@ class TrainingLoop:
                 f"step {self.state.step} : the workers' weights differ, which correct hardware does not do "
                 f"({difference}); the checkpoint before it is the last"
             )
+
+    def _check_numbers(self) -> None:
+        """Raises DivergedError if the state has a number that is not finite. All ranks have the same, and find it."""
+        step = f"step {self.state.step} : after its update, "
+        try:
+            check_finite(self.state.model.state_dict().items(), f"{step}the weights")
+            check_finite(tensors_of(self.state.optimizer.state_dict()), f"{step}the optimizer's state")
+        except WeightsError as error:
+            raise DivergedError(f"{error}; the checkpoint before it is the last") from error
 
     def _handle_broken_frames(self) -> None:
         for problem in itertools.chain(*self._everyones(self.problems)):
@@ -297,6 +325,9 @@ class TrainingLoop:
         At most one checkpoint is written at a time: this waits for the one before.
         """
         self.outside.sink.wait()
+        if problems := sorted({*self._everyones(self._reason_to_end())} - {""}):
+            raise UnwritableError("; ".join(problems))
+        self._check_numbers()
         state, config = self.state, self.config
         epoch, step = divmod(state.step, config.steps_per_epoch)
         metrics: dict[str, Any] = {"step": state.step} | (state.history[-1] if step == 0 else {})

@@ -32,6 +32,7 @@ from seqtrack.runs.checkpoint import (
     generator_file,
     load_plain,
     stored_shapes,
+    tensors_of,
     verify_checkpoint,
 )
 from seqtrack.runs.compatibility import PACKAGES, changed_since, check_allowed, check_model_fits
@@ -101,15 +102,7 @@ class TrainState:
         training = load_plain(directory / STATE_FILE)
         try:
             optimizer, epochs = training["optimizer"], len(training["history"])
-            check_finite(
-                (
-                    (f"{name} of parameter {index}", value)
-                    for index, state in optimizer["state"].items()
-                    for name, value in state.items()
-                    if isinstance(value, Tensor)
-                ),
-                "the optimizer's state",
-            )
+            check_finite(tensors_of(optimizer), "the optimizer's state")
             self.model.load_state_dict(load_file(directory / MODEL_FILE))
             if new_schedule:
                 with warnings.catch_warnings():  # it warns that the optimizer makes no step in between

@@ -21,6 +21,7 @@ from torch import nn
 from seqtrack.config import Config
 from seqtrack.data.batches import StreamPlan
 from seqtrack.data.stream import StreamSource, begin_batches
+from seqtrack.failures import explain
 from seqtrack.model.precision import set_precision
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoint
 from seqtrack.runs.folder import RunFolder
@@ -103,19 +104,28 @@ def train_worker(settings: dict[str, Any]) -> Ended:
             return Ended(state.history, state.step, error=error)
 
 
+class NotWritten(BaseException):
+    """Ends Ray Train's upload of a checkpoint that could not be written, so that nothing is reported.
+
+    Of an Exception Ray would make a failure of this worker, and try it all again from the checkpoint before. The loop
+    ends the run instead: writing was tried again for minutes.
+    """
+
+
 class RaySink:
     """Writes checkpoints into the run's folder, in Ray Train's upload thread, and reports each finished one to Ray."""
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
-        self._writing: Future[None] | None = None
-        """Done when the checkpoint that is being written is complete."""
+        self._writing: Future[str] | None = None
+        """Done when the checkpoint that is being written is complete, or cannot be written: then it says why."""
 
     def wait(self) -> None:
-        """Waits for the checkpoint that is being written. If that fails, Ray Train ends this worker with the error."""
         if self._writing is not None:
             self._writing.result()
-            self._writing = None
+
+    def problem(self) -> str:
+        return self._writing.result() if self._writing is not None and self._writing.done() else ""
 
     def save(self, name: str, metrics: Mapping[str, Any], contents: Contents | None) -> None:
         if contents is None:
@@ -125,8 +135,12 @@ class RaySink:
         writing = self._writing = Future()
 
         def write(checkpoint: Checkpoint, _: str) -> Checkpoint:
-            write_checkpoint(contents, stored)  # may be called again, by Ray's retries
-            writing.set_result(None)
+            try:
+                write_checkpoint(contents, stored)
+            except Exception as error:  # whatever it is, a checkpoint that is not there must not be reported
+                writing.set_result(explain(error))
+                raise NotWritten from error
+            writing.set_result("")
             return checkpoint
 
         ray.train.report(

@@ -39,6 +39,9 @@ class FolderSink:
 
     def wait(self) -> None: ...
 
+    def problem(self) -> str:
+        return ""
+
     def save(self, name: str, metrics: Mapping[str, Any], contents: Contents | None) -> None:
         if contents is not None:
             write_checkpoint(contents, StoredCheckpoint(self.run, name))

@@ -1,0 +1,39 @@
+"""Tries again what may pass by itself: the one loop for all stores and mounts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+PATIENCE = 300.0
+"""Seconds for which what a store refuses is tried again, after its client's own tries."""
+LONGEST_PAUSE = 15.0
+"""Seconds between two tries at most; the pauses double up to this one."""
+LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""Errors that another try does not mend."""
+
+
+def patiently(action: Callable[[], Result], what: str, patience: float | None = None) -> Result:
+    """Calls `action` until it raises no OSError that may pass, for `patience` seconds (PATIENCE) at most.
+
+    `what` begins the warning that each failure gets. Raises the last OSError.
+
+        patiently(lambda: store.open_input_stream("bucket/frame.jpg").read(), "bucket/frame.jpg")
+    """
+    ends, pause = time.monotonic() + (PATIENCE if patience is None else patience), 1.0
+    while True:
+        try:
+            return action()
+        except LASTING:
+            raise
+        except OSError as error:
+            if time.monotonic() + pause > ends:
+                raise
+            logger.warning("%s: %s; it is tried again in %g s", what, error, pause)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
