@@ -32,6 +32,9 @@ class NoCheckpoints:
 
     def wait(self) -> None: ...
 
+    def problem(self) -> str:
+        return ""
+
     def save(self, name: str, metrics: Mapping[str, Any], contents: Contents | None) -> None: ...
 
 

@@ -14,6 +14,7 @@ import pytest
 import ray
 import torch
 
+from seqtrack import patience
 from seqtrack.cluster.connect import forget_dead_cluster
 from seqtrack.config import Config, SyntheticConfig, parse_config
 from seqtrack.data import packing, shards
@@ -121,6 +122,25 @@ def mixture_config(lasot_root: Path, synthetic_sets: Path, tmp_path: Path) -> Co
 def tree(lasot_root: Path, tmp_path: Path) -> Path:
     """A copy of the data set that a test may change."""
     return shutil.copytree(lasot_root, tmp_path / "tree")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes what is tried again for minutes give up after some tries, with pauses that take no time."""
+    monkeypatch.setattr(patience, "time", HurriedTime())
+
+
+class HurriedTime:
+    """A clock that only pauses move."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
 
 
 @pytest.fixture

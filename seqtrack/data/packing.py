@@ -6,8 +6,11 @@ LaSOT's shards are `<class>-000.parquet`, those of other sets `<set>-000.parquet
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,9 @@ from seqtrack.data.storage import DataError, Root, first_of
 from seqtrack.data.tiling import find_jpegtran
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
-from seqtrack.files import write_atomically
+from seqtrack.files import replacing, write_atomically
+from seqtrack.patience import patiently
+from seqtrack.transfer import send
 
 FRAMES_PER_SHARD = 12_000
 """Frames after which a shard is full: about a gigabyte of LaSOT. No sequence is divided, so a shard may have more."""
@@ -107,23 +112,22 @@ def pack_shard(
     written = Written.nothing()
     try:
         if filesystem.get_file_info(place).type != fs.FileType.File:
-            unfinished = f"{target.path}/{FOLDER}/.{Path(path).name}.unfinished"
             if tiled:
                 _check_jpegtran()
-            filesystem.create_dir(f"{target.path}/{FOLDER}", recursive=True)
-            group = Path(path).stem.rpartition("-")[0]
-            with filesystem.open_output_stream(unfinished) as sink:
-                written = write_shard(index, tree, sink, mark, rows)
-            missing = written.missing
-            if missing and not allow_missing:
-                frames = int(index.lengths[list(rows)].sum())
-                raise DataError(
-                    f"{tree.path}: {len(missing)} of {frames} frames of {group} are missing, {first_of(missing)} "
-                    "(--allow-missing packs the rest)"
-                )
-            with filesystem.open_input_file(unfinished) as file:
-                verify(file, unfinished)
-            filesystem.move(unfinished, place)
+            patiently(partial(filesystem.create_dir, f"{target.path}/{FOLDER}", recursive=True), place)
+            with _appearing(target, place) as unfinished:
+                with fs.LocalFileSystem().open_output_stream(str(unfinished)) as sink:
+                    written = write_shard(index, tree, sink, mark, rows)
+                missing = written.missing
+                if missing and not allow_missing:
+                    group = Path(path).stem.rpartition("-")[0]
+                    frames = int(index.lengths[list(rows)].sum())
+                    raise DataError(
+                        f"{tree.path}: {len(missing)} of {frames} frames of {group} are missing, {first_of(missing)} "
+                        "(--allow-missing packs the rest)"
+                    )
+                with fs.LocalFileSystem().open_input_file(str(unfinished)) as file:
+                    verify(file, place)
         with filesystem.open_input_file(place) as file:
             shard = locate_frames(file, place, index, mark, rows)
     except DataError:
@@ -133,6 +137,28 @@ def pack_shard(
     if not allow_missing and (shard.sizes == MISSING).any():
         raise DataError(f"{place}: was packed with --allow-missing and lacks frames; remove it to pack it again")
     return shard._replace(cut_off=written.cut_off, reasons=written.reasons)
+
+
+@contextmanager
+def _appearing(target: Root, place: str) -> Iterator[Path]:
+    """A file of this machine to write a shard to; after the block it is at `place`, whole. Raises OSError.
+
+    A store gets it in one go. (To rename it there would be a copy, and S3 copies no object of more than 5 GiB so.)
+    """
+    if target.local:
+        with replacing(Path(place)) as unfinished:
+            yield unfinished
+        return
+    with tempfile.TemporaryDirectory(prefix="seqtrack-shard-") as folder:
+        unfinished = Path(folder, Path(place).name)
+        yield unfinished
+        send(Path(folder), target.filesystem, place.rpartition("/")[0])
+    try:
+        with target.filesystem.open_input_file(place) as file:
+            verify(file, place)
+    except DataError:
+        target.filesystem.delete_file(place)
+        raise
 
 
 def _check_jpegtran() -> None:
@@ -164,6 +190,9 @@ def write_index(
 
     `plan` and `shards`: those of what is stored of the index. `listed`: as in `Mark`.
     """
+    if target.local:
+        for left in Path(target.path, FOLDER).glob(".*"):  # by killed processes: all shards are there by now
+            left.unlink(missing_ok=True)
     stored = stored_once(index)
     paths = [path for path, rows_of_shard in plan.items() for _ in rows_of_shard]
     offsets = index.table["visible"].chunk(0).offsets

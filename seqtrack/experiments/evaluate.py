@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyarrow import fs
 from safetensors.torch import save
 
 from seqtrack.config import Config
@@ -35,6 +34,7 @@ from seqtrack.runs.evaluations import EVALUATIONS_FILE, CheckpointScores, add_ev
 from seqtrack.runs.folder import RunFolder
 from seqtrack.tracker.load import SCHEME, TrainedModel
 from seqtrack.tracker.settings import TrackerSettings
+from seqtrack.transfer import send
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ def write_page(
     filesystem, path = filesystem_at(absolute(place))
     with tempfile.TemporaryDirectory() as folder:
         write_evaluation_report(Path(folder), evaluations, facts=facts, videos=absolute(place) if videos else None)
-        fs.copy_files(folder, path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
+        send(Path(folder), filesystem, path, last=["index.html"])
     return child(absolute(place), "index.html")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from seqtrack.locations import absolute, lasting
 from seqtrack.model.seqtrack import build_model
 from seqtrack.model.weights import Weights, starting_weights
 from seqtrack.runs.checkpoint import (
+    SUMS_FILE,
     CheckpointError,
     OpenedCheckpoint,
     StoredCheckpoint,
@@ -32,6 +34,7 @@ from seqtrack.runs.checkpoint import (
 from seqtrack.runs.compatibility import changed_since, check_allowed, check_model_fits
 from seqtrack.runs.folder import RunFolder, open_run
 from seqtrack.runs.log import append_to_log
+from seqtrack.transfer import send
 
 
 @dataclass(frozen=True)
@@ -170,8 +173,7 @@ def keep_start(start: StoredCheckpoint, run: RunFolder) -> StoredCheckpoint:
     """A copy of this machine's checkpoint in the run's folder, where every worker can read it."""
     kept = StoredCheckpoint(run.child("start"), start.name)
     try:
-        kept.run.filesystem.create_dir(kept.path, recursive=True)
-        fs.copy_files(start.path, kept.path, start.run.filesystem, kept.run.filesystem)
+        send(Path(start.path), kept.run.filesystem, kept.path, last=[SUMS_FILE])
     except (OSError, ArrowException) as error:
         raise CheckpointError(f"{kept.path}: cannot be written ({error})") from error
     return kept

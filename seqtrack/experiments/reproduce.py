@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from pyarrow import ArrowException, fs
+from pyarrow import ArrowException
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from seqtrack.config import Config
@@ -37,6 +37,7 @@ from seqtrack.runs.folder import RunFolder, open_run
 from seqtrack.runs.record import Phase, read_phase
 from seqtrack.training.loop import HopelessError
 from seqtrack.training.trainer import explain_failure
+from seqtrack.transfer import send
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +124,7 @@ def publish_report(
     with tempfile.TemporaryDirectory() as directory:
         models = models_to_show(run1, phase1, phase2)
         write_report(phase1, phase2, comparison, models, Path(directory), str(config.RUN.NAME))
-        target.create()
-        fs.copy_files(directory, target.path, fs.LocalFileSystem(), target.filesystem)
+        send(Path(directory), target.filesystem, target.path, last=["index.html"])
         numbers = comparison_metrics(comparison)
         status: Literal["FINISHED", "FAILED"] = "FINISHED" if is_reproduced(comparison) else "FAILED"
         mlflow_store.close_parent_run(config, parent_run, Path(directory), numbers, status)

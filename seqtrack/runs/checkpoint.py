@@ -176,7 +176,12 @@ def _write_remote(contents: Contents, filesystem: fs.FileSystem, folder: str) ->
     with tempfile.TemporaryDirectory() as directory:
         _write_files(contents, Path(directory))
         patiently(partial(_remove, filesystem, folder), folder)
-        send(Path(directory), filesystem, folder, last=[SUMS_FILE])
+        try:
+            send(Path(directory), filesystem, folder, last=[SUMS_FILE])
+        except BaseException:
+            with suppress(OSError):  # of a store that is away; without its sums it does not count either
+                _remove(filesystem, folder)
+            raise
 
 
 def _remove(filesystem: fs.FileSystem, folder: str) -> None:

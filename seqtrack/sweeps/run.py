@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import ray
-from pyarrow import fs
 
 from seqtrack.cluster.connect import join_cluster
 from seqtrack.cluster.resources import cluster_resources
@@ -32,6 +31,7 @@ from seqtrack.sweeps.settings import Sweep
 from seqtrack.sweeps.summary import write_summary
 from seqtrack.sweeps.trial import TrialSetting
 from seqtrack.sweeps.tuner import make_tuner
+from seqtrack.transfer import send
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def publish_summary(setting: TrialSetting, trials: Sequence[Trial], parent: str 
     folder, failed = setting.folder, any(trial.note.status == "failed" for trial in trials)
     with tempfile.TemporaryDirectory() as directory:
         result = write_summary(setting.config, setting.sweep, trials, Path(directory))
-        fs.copy_files(directory, folder.path, fs.LocalFileSystem(), folder.filesystem)
+        send(Path(directory), folder.filesystem, folder.path, last=["index.html"])
         close_parent_run(setting.config, parent, Path(directory), {}, "FAILED" if failed else "FINISHED")
     return result
 

@@ -28,7 +28,8 @@ def test_packing_goes_on_where_it_was_interrupted(lasot_root: Path, tmp_path: Pa
     index = build_index(ALL, root)
     first, *_ = plan_shards(index)
     pack_shard(index, root, target, first, [0])
-    (tmp_path / "packed/frames/.coin-001.parquet.unfinished").write_bytes(b"PAR1 and no more")
+    for left in (".coin-001.parquet.unfinished", ".0123.partial.parquet"):
+        (tmp_path / "packed/frames" / left).write_bytes(b"PAR1 and no more")
     written = (tmp_path / "packed" / first).stat().st_mtime_ns
     with pytest.raises(DataError, match=r"has frames but no index.parquet: `seqtrack pack` has not finished"):
         open_index(ALL, target)

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import stat
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pyarrow import fs
+from safetensors.torch import save_file
 
 from seqtrack.runs import checkpoint as module
 from seqtrack.runs.checkpoint import (
     CheckpointError,
     Contents,
-    StoredCheckpoint,
     checkpoint_name,
     find_checkpoint,
     load_plain,
     open_checkpoint,
+    remove_unfinished,
     verify_checkpoint,
     whole_checkpoints,
     write_checkpoint,
 )
-from seqtrack.runs.folder import RunFolder
+from tests.faulty_store import Fault, FaultyStore
 from tests.folders import run_at, stored_at
 from tests.readers import write_sum
 
@@ -84,20 +88,88 @@ def test_a_checkpoint_replaces_one_of_its_name(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_on_a_store_without_renaming_the_sums_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
-    copy_files = fs.copy_files
-
-    def copy_and_note(source: str, target: str, *filesystems: Any) -> None:
-        order.append(Path(target).name)
-        copy_files(source, target, *filesystems)
-
-    monkeypatch.setattr(fs, "copy_files", copy_and_note)
-    (tmp_path / "run/checkpoint_epoch_0001").mkdir(parents=True)
-    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    write_checkpoint(contents(), StoredCheckpoint(RunFolder(store, "run", "run"), "checkpoint_epoch_0001"))
+def test_on_a_store_without_renaming_the_sums_come_last(tmp_path: Path) -> None:
+    store = FaultyStore(tmp_path)
+    write_checkpoint(contents(), store.checkpoint("run/checkpoint_epoch_0001"))
+    order = [Path(path).name for path in store.written]
     assert order[-1] == "SHA256SUMS" and sorted(order[:-1]) == sorted(FILES)
     verify_checkpoint(tmp_path / "run/checkpoint_epoch_0001", "a")
+
+
+@pytest.mark.parametrize("fault", ["refused", "lost", "cut off"])
+@pytest.mark.parametrize("file", [*FILES, "SHA256SUMS"])
+def test_a_file_that_a_store_does_not_take_is_sent_again(tmp_path: Path, quick: None, file: str, fault: Fault) -> None:
+    store = FaultyStore(tmp_path, {file: [fault, fault]})
+    write_checkpoint(contents(), store.checkpoint("run/checkpoint_epoch_0001"))
+    assert not any(store.faults.values()), "no fault was met"
+    verify_checkpoint(tmp_path / "run/checkpoint_epoch_0001", "a")
+
+
+@pytest.mark.parametrize("fault", ["refused", "lost", "cut off"])
+@pytest.mark.parametrize("file", [*FILES, "SHA256SUMS"])
+def test_a_file_that_a_store_never_takes_is_an_error_and_the_checkpoint_does_not_count(
+    tmp_path: Path, quick: None, file: str, fault: Fault
+) -> None:
+    store = FaultyStore(tmp_path)
+    before, stored = store.checkpoint("run/checkpoint_epoch_0001"), store.checkpoint("run/checkpoint_epoch_0002")
+    write_checkpoint(contents(), before)
+    store.faults = {file: [fault] * 1000}
+    with pytest.raises(CheckpointError, match=r"run/checkpoint_epoch_0002 cannot be written: .*" + file):
+        write_checkpoint(contents(2.0), stored)
+    assert whole_checkpoints(stored.run) == [before.name]
+    verify_checkpoint(tmp_path / before.path, "a")
+
+
+def test_what_a_store_has_of_another_checkpoint_of_that_name_never_counts(tmp_path: Path, quick: None) -> None:
+    store = FaultyStore(tmp_path)
+    stored = store.checkpoint("run/checkpoint_epoch_0001")
+    write_checkpoint(contents(), stored)
+    store.faults = {"state.pt": ["refused"] * 1000}
+    with pytest.raises(CheckpointError):
+        write_checkpoint(contents(2.0), stored)
+    assert whole_checkpoints(stored.run) == []
+
+
+def test_two_that_write_one_checkpoint_leave_a_whole_one(tmp_path: Path) -> None:
+    stored = stored_at(tmp_path / "runs/a" / checkpoint_name(3, 0))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: write_checkpoint(contents(number), stored), range(40)))
+    assert verify_checkpoint(Path(stored.path), "a") == {"step": 7}
+    assert [path.name for path in Path(stored.path).parent.iterdir()] == [stored.name]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored, synced = stored_at(tmp_path / "runs/a" / checkpoint_name(3, 0)), list[tuple[str, bool]]()
+    fsync = os.fsync
+
+    def note(number: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{number}").readlink().name, Path(stored.path).exists()))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_checkpoint(contents(), stored)
+    before = {name for name, appeared in synced if not appeared}
+    assert {*FILES, "SHA256SUMS"} < before, "every file, before the folder has its name"
+    assert synced[-1] == ("a", True), "the folder that the name is in, afterwards"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_the_files_of_a_checkpoint_have_the_permissions_that_the_umask_gives(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_checkpoint(contents(), stored_at(tmp_path / "runs/a" / checkpoint_name(3, 0)))
+    finally:
+        os.umask(before)
+    found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "runs").rglob("*.*")}
+    assert set(found.values()) == {0o666 & ~umask} and len(found) == len(FILES)
+
+
+def test_what_killed_processes_left_is_removed_by_the_owner(folder: Path) -> None:
+    left = folder.with_name(f".{folder.name}.0123.partial")
+    left.mkdir()
+    (left / "state.pt").write_bytes(b"half")
+    remove_unfinished(run_at(folder.parent))
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_unfinished_checkpoints_do_not_count_and_the_rest_are_in_order(folder: Path) -> None:
@@ -153,14 +225,27 @@ def test_metadata_that_lacks_what_a_start_needs_is_refused_by_name(folder: Path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_checkpoint_whose_weights_are_not_finite_is_refused_when_it_is_opened(tmp_path: Path, value: float) -> None:
-    path = tmp_path / "runs/a" / checkpoint_name(3, 0)
+def test_a_checkpoint_whose_weights_are_not_finite_is_refused_when_it_is_opened(folder: Path, value: float) -> None:
     meta: dict[str, Any] = {"step": 7, "epoch": 3, "steps_per_epoch": 2, "config": {}, "dataset": {}, "versions": {}}
-    weights = {"a": torch.ones(2), "b": torch.tensor([1.0, value])}
-    write_checkpoint(Contents(weights, {}, [], meta), stored_at(path))
+    (folder / "meta.json").write_text(json.dumps(meta))
+    save_file({"a": torch.ones(2), "b": torch.tensor([1.0, value])}, folder / "model.safetensors")
+    for name in ("meta.json", "model.safetensors"):
+        write_sum(folder, name)
     with pytest.raises(CheckpointError) as error:
-        open_checkpoint(stored_at(path))
-    assert str(error.value) == f"{path}/model.safetensors: 1 of 2 parameters are NaN or infinite, the first: b"
+        open_checkpoint(stored_at(folder))
+    assert str(error.value) == f"{folder}/model.safetensors: 1 of 2 parameters are NaN or infinite, the first: b"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["weights", "optimizer's state"])
+def test_a_checkpoint_that_would_be_refused_is_not_written(folder: Path, value: float, where: str) -> None:
+    odd = torch.tensor([1.0, value])
+    whole = contents()
+    state = {"optimizer": {"state": {0: {"exp_avg": odd}}, "param_groups": []}}
+    faulty = whole._replace(model={"weight": odd}) if where == "weights" else whole._replace(training=state)
+    with pytest.raises(CheckpointError, match=rf"cannot be written: the {where}: 1 of 1 parameters are NaN or infin"):
+        write_checkpoint(faulty, stored_at(folder))
+    assert verify_checkpoint(folder, "a") == {"step": 7}, "the one before is there"
 
 
 @pytest.mark.parametrize("content", [[1, 2], "text", torch.ones(2)])

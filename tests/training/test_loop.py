@@ -25,9 +25,10 @@ from seqtrack.data.sampling import draw_sample, usable_sequences
 from seqtrack.data.storage import open_root
 from seqtrack.data.triplets import TripletSource
 from seqtrack.model.weights import starting_weights
-from seqtrack.runs.checkpoint import Contents
+from seqtrack.runs.checkpoint import Contents, open_checkpoint
 from seqtrack.runs.folder import RunFolder
-from seqtrack.training.loop import SECONDS_BETWEEN_QUESTIONS, BrokenDataError, DivergedError
+from seqtrack.training import loop as loop_module
+from seqtrack.training.loop import SECONDS_BETWEEN_QUESTIONS, BrokenDataError, DivergedError, UnwritableError
 from tests.folders import stored_at
 from tests.training import pair
 from tests.training.loops import FolderSink, checkpoint_of, named, train
@@ -298,3 +299,52 @@ def test_many_broken_frames_stop_the_run_with_the_list(
     message = r"samples of this epoch met a broken frame, more than 1% of 22: coin/coin-\d/img/\d+\.jpg"
     with pytest.raises(BrokenDataError, match=message):
         train(parse_config(tiny_settings, "tiny"))
+
+
+class LostSink(FolderSink):
+    """Cannot write a checkpoint any more, and knows it in the next step."""
+
+    def __init__(self, run: RunFolder, name: str) -> None:
+        super().__init__(run)
+        self._lost, self._asked = name, -1
+
+    def save(self, name: str, metrics: Mapping[str, Any], contents: Contents | None) -> None:
+        if name == self._lost:
+            self._asked = 0
+        else:
+            super().save(name, metrics, contents)
+
+    def problem(self) -> str:
+        self._asked += self._asked >= 0
+        return "checkpoint x cannot be written: 503" if self._asked > 0 else ""
+
+
+def test_a_run_whose_checkpoint_cannot_be_written_ends_with_the_reason(tiny_config: Config, tmp_path: Path) -> None:
+    sink = LostSink(RunFolder.of(tiny_config), "checkpoint_epoch_0001_step_000001")
+    with pytest.raises(UnwritableError, match="checkpoint x cannot be written: 503"):
+        train(tiny_config.with_settings({"TRAIN.CHECKPOINT_EVERY_STEPS": 1}), sink=sink)
+    assert [path.name for path in sorted((tmp_path / "runs/tiny").glob("checkpoint*"))][-1] == "checkpoint_epoch_0001"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["weights", "optimizer's state"])
+def test_a_state_with_numbers_that_are_not_finite_is_not_written(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, where: str
+) -> None:
+    """The loss of the step before was a number: it is the update that spoiled the state."""
+    update = loop_module.train_step
+
+    def spoil(*given: Any) -> Any:
+        metrics = update(*given)
+        if (tmp_path / "runs/tiny/checkpoint_epoch_0001").exists():
+            parameter = next(iter(given[0].parameters()))
+            spoiled = parameter if where == "weights" else given[1].state[parameter]["exp_avg"]
+            spoiled.data.view(-1)[0] = value
+        return metrics
+
+    monkeypatch.setattr(loop_module, "train_step", spoil)
+    with pytest.raises(DivergedError, match=f"after its update, the {where}: 1 of .* the checkpoint before it is the"):
+        train(tiny_config.with_settings({"TRAIN.CHECKPOINT_EVERY_STEPS": 1}))
+    names = [path.name for path in sorted((tmp_path / "runs/tiny").glob("checkpoint*"))]
+    assert names[-1] == "checkpoint_epoch_0001"
+    open_checkpoint(checkpoint_of(tiny_config, names[-1]))
