@@ -127,7 +127,7 @@ def pack_shard(
                         "(--allow-missing packs the rest)"
                     )
                 with fs.LocalFileSystem().open_input_file(str(unfinished)) as file:
-                    verify(file, place)
+                    verify(file, str(unfinished))
         with filesystem.open_input_file(place) as file:
             shard = locate_frames(file, place, index, mark, rows)
     except DataError:
