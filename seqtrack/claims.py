@@ -145,7 +145,7 @@ class Proof:
 
     def write(self, claim: Claim) -> None:
         """Raises OSError or ArrowException, as do those below."""
-        write_atomically(self.filesystem, self._file(CLAIM), json.dumps(asdict(claim), indent=1))
+        write_atomically(self.filesystem, self._file(CLAIM), json.dumps(asdict(claim), indent=1), patience=0)
 
     def read_count(self) -> str | None:
         return read_text(self.filesystem, self._file(ALIVE))
@@ -154,7 +154,7 @@ class Proof:
         if isinstance(self.filesystem, fs.LocalFileSystem):
             Path(self._file(ALIVE)).write_text(f"{number}\n", "ascii")  # half of it would be a change, too
         else:
-            write_atomically(self.filesystem, self._file(ALIVE), f"{number}\n")
+            write_atomically(self.filesystem, self._file(ALIVE), f"{number}\n", patience=0)
 
     def remove(self, *endings: str) -> None:
         """Removes the claim's files. One that is gone already is fine."""

@@ -7,7 +7,7 @@ import os
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyarrow import fs
@@ -19,6 +19,9 @@ NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 LONGEST_ENDING = 32
 """Characters of a file's ending that the name of its unfinished form keeps, for libraries that go by it."""
 
+TRIES = 3
+"""How often a file is asked for of which a store says both that it is there and that it is not."""
+
 
 def is_file(filesystem: fs.FileSystem, path: str) -> bool:
     return bool(filesystem.get_file_info(path).type == fs.FileType.File)
@@ -27,12 +30,23 @@ def is_file(filesystem: fs.FileSystem, path: str) -> bool:
 def read_text(filesystem: fs.FileSystem, path: str) -> str | None:
     """The text of a file, or None if there is no such file. Raises OSError.
 
-    Bytes that are not UTF-8, as at the end of a line that is being written, become replacement characters.
+    One answer of an object store that there is none is not believed: its list of the folder must say so, too. Bytes
+    that are not UTF-8, as at the end of a line that is being written, become replacement characters.
     """
-    if not is_file(filesystem, path):
-        return None
-    with filesystem.open_input_stream(path) as file:
-        return str(file.read().decode(errors="replace"))
+    for _ in range(TRIES):
+        if not is_file(filesystem, path) and not _is_listed(filesystem, path):
+            return None
+        with suppress(FileNotFoundError), filesystem.open_input_stream(path) as file:
+            return str(file.read().decode(errors="replace"))
+    raise FileNotFoundError(f"{path}: is listed, and cannot be read")
+
+
+def _is_listed(filesystem: fs.FileSystem, path: str) -> bool:
+    """Whether an object store lists an object of this name."""
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return False
+    around = fs.FileSelector(path.rpartition("/")[0], allow_not_found=True)
+    return any(info.path == path and info.type == fs.FileType.File for info in filesystem.get_file_info(around))
 
 
 def write_atomically(filesystem: fs.FileSystem, path: str, content: str | bytes, patience: float | None = None) -> None:

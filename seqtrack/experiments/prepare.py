@@ -28,12 +28,13 @@ from seqtrack.runs.checkpoint import (
     OpenedCheckpoint,
     StoredCheckpoint,
     find_checkpoint,
-    newest_checkpoint,
     open_checkpoint,
 )
 from seqtrack.runs.compatibility import changed_since, check_allowed, check_model_fits
 from seqtrack.runs.folder import RunFolder, open_run
+from seqtrack.runs.history import own_checkpoint
 from seqtrack.runs.log import append_to_log
+from seqtrack.runs.origin import LOCATION_FILE, START, check_origin
 from seqtrack.transfer import send
 
 
@@ -66,27 +67,35 @@ class PreparedRun:
 
 def prepare(
     config: Config,
-    resume_from: OpenedCheckpoint | str | None = None,
+    resume_from: str | None = None,
     allow_changed: Collection[str] = (),
     data: Data | None = None,
     benchmarks: tuple[BenchmarkData, ...] | None = None,
+    opened: OpenedCheckpoint | None = None,
 ) -> PreparedRun:
     """Opens and checks all that a training needs. A run that has checkpoints is continued from the newest.
 
-    `resume_from`: where a run without checkpoints starts. If it is a location (as `open_start` takes it), it is opened
-    only for such a run: when the run is continued later, it may be gone. `allow_changed`: settings, packages or
-    `dataset` that may differ from the checkpoint's. `data`: given if `config` is settled and its data are open, as for
-    the second phase of an experiment or the trials of a sweep; `benchmarks`: given if they are open. Raises InputError.
+    `resume_from`: where a run without checkpoints starts, as `open_start` takes it. It is opened only for such a run:
+    when the run is continued later, it may be gone, but must be what the run began from. `opened`: given if it is open.
+    `allow_changed`: settings, packages or `dataset` that may differ from the checkpoint's. `data`: given if `config` is
+    settled and its data are open, as for the second phase of an experiment or the trials of a sweep; `benchmarks`:
+    given if they are open. Raises InputError.
     """
     if data is None:
         config, data = open_experiment(config)
     run = open_run(config, allow_changed)
     benchmarks = open_for_run(config) if benchmarks is None else benchmarks
-    own = newest_checkpoint(run)
+    try:
+        own = own_checkpoint(run)
+    except (OSError, ArrowException) as error:
+        raise CheckpointError(f"{run.location}: cannot be read ({error})") from error
+    start: OpenedCheckpoint | None = None
     if own is not None:
-        start: OpenedCheckpoint | None = open_checkpoint(own)
-    else:
-        start = open_start(resume_from) if isinstance(resume_from, str) else resume_from
+        start = open_checkpoint(own)
+        if resume_from is not None:
+            check_origin(resume_from, start, run)
+    elif resume_from is not None:
+        start = opened or open_start(resume_from)
     if start is None:
         weights, source = starting_weights(config)
         return PreparedRun(config, data, run, None, False, weights, source, frozenset(allow_changed), benchmarks)
@@ -171,8 +180,10 @@ def check_start(
 
 def keep_start(start: StoredCheckpoint, run: RunFolder) -> StoredCheckpoint:
     """A copy of this machine's checkpoint in the run's folder, where every worker can read it."""
-    kept = StoredCheckpoint(run.child("start"), start.name)
+    kept = StoredCheckpoint(run.child(START), start.name)
     try:
+        kept.run.create()
+        kept.run.write(LOCATION_FILE, f"{start.run.location}\n")
         send(Path(start.path), kept.run.filesystem, kept.path, last=[SUMS_FILE])
     except (OSError, ArrowException) as error:
         raise CheckpointError(f"{kept.path}: cannot be written ({error})") from error

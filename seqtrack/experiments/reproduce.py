@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,8 @@ from seqtrack.experiments.prepare import open_experiment, prepare, settle_paths
 from seqtrack.experiments.train import run_prepared
 from seqtrack.integrations import mlflow_store
 from seqtrack.integrations.store_uri import with_one_store
-from seqtrack.locations import absolute, child
+from seqtrack.lease import Lease
+from seqtrack.locations import absolute, child, lasting
 from seqtrack.model.weights import Weights, read_weights
 from seqtrack.reports.comparison import Comparison, compare
 from seqtrack.reports.report import verdict, write_report
@@ -33,7 +35,7 @@ from seqtrack.runs.checkpoint import (
     checkpoint_name,
     whole_checkpoints,
 )
-from seqtrack.runs.folder import RunFolder, open_run
+from seqtrack.runs.folder import RunFolder, open_run, own_run
 from seqtrack.runs.record import Phase, read_phase
 from seqtrack.training.loop import HopelessError
 from seqtrack.training.trainer import explain_failure
@@ -51,31 +53,48 @@ def reproduce(
     given: tuple[str | None, str | None] = (None, None),
     tolerance: float = 0.0,
     say: Say = print,
+    take_over: bool = False,
 ) -> bool:
     """Returns whether phase 2, which trains from `resume_epoch` on, reproduces phase 1.
 
     The same call goes on after an interruption. `given`: the path or URI of a finished run that stands for phase 1, for
-    phase 2. `tolerance`: the largest difference that still counts as equal. Raises InputError, and Stopped if a signal
-    came.
+    phase 2. `tolerance`: the largest difference that still counts as equal. `take_over`: takes the folder from another
+    job that works in it. Raises InputError, Stopped if a signal came, LeaseLostError if another job took the folder.
     """
+    config = config.with_settings({"RUN.STORAGE_PATH": lasting(config.RUN.STORAGE_PATH)})
+    with own_run(config, take_over) as lease:
+        return _reproduce(config, lease, resume_epoch, given, tolerance, say, take_over)
+
+
+def _reproduce(
+    config: Config,
+    lease: Lease,
+    resume_epoch: int,
+    given: tuple[str | None, str | None],
+    tolerance: float,
+    say: Say,
+    take_over: bool,
+) -> bool:
     finished1, finished2 = (None if location is None else find_run(location) for location in given)
     # Two finished runs can be compared where their data are not.
     config, data = (settle_paths(config), None) if all(given) else open_experiment(config)
     config = with_one_store(config)  # the phases' storage is further down
     parent_run = mlflow_store.open_parent_run(config)
-    experiment = RunFolder.of(config)
+    experiment = RunFolder.of(config).under(lease)
     config = config.with_settings({"RUN.STORAGE_PATH": experiment.location})
 
     run1, run2 = finished1 or experiment.child("phase1"), finished2 or experiment.child("phase2")
     start2 = child(run1.location, checkpoint_name(resume_epoch - 1, 0))
-    error1 = None if finished1 else train_phase(1, config, data, None, parent_run, say)
-    error2 = None if finished2 or error1 else train_phase(2, config, data, start2, parent_run, say)
+    train = partial(train_phase, config=config, data=data, parent_run=parent_run, say=say, take_over=take_over)
+    error1 = None if finished1 else train(1, start=None)
+    error2 = None if finished2 or error1 else train(2, start=start2)
 
     phase1 = read_phase("Phase 1", run1, config.total_steps, error1)
     phase2 = read_phase("Phase 2", run2, config.total_steps, error2)
     if phase1 is None:
         raise CheckpointError("phase 1 has no finished checkpoint: nothing to report")
     comparison = None if phase2 is None else compare(phase1, phase2, tolerance)
+    experiment.check_owner()
     report = experiment.child("report")
     publish_report(config, run1, phase1, phase2, comparison, report, parent_run)
     say(f"\n{verdict(comparison)}")
@@ -86,26 +105,27 @@ def reproduce(
 
 
 def train_phase(
-    number: int, config: Config, data: Data | None, start: str | None, parent_run: str | None, say: Say
+    number: int, config: Config, data: Data | None, start: str | None, parent_run: str | None, say: Say, take_over: bool
 ) -> str | None:
     """Trains a phase unless an earlier start has, and returns why it failed if it did.
 
     `config`: with the experiment's folder as RUN.STORAGE_PATH. Raises InputError, and Stopped if a signal came.
     """
     config = config.with_settings({"RUN.NAME": f"phase{number}"})
-    run = open_run(config)
-    say(f"\nPhase {number}, in {run.location}")
-    trained = checkpoint_name(config.TRAIN.EPOCH, 0) in whole_checkpoints(run)
-    if trained and not due_checkpoints(config, run, open_for_run(config)):
-        say("It was trained to its end before.")
-        return None
-    prepared = prepare(config, start, data=data)
-    try:
-        outcome = run_prepared(prepared, parent_run=parent_run)
-    except (HopelessError, TrainingFailedError) as error:
-        reason = f"training failed: {explain_failure(error)}"
-        logger.error("Phase %d %s", number, reason)
-        return reason
+    with own_run(config, take_over) as lease:
+        run = open_run(config)
+        say(f"\nPhase {number}, in {run.location}")
+        trained = checkpoint_name(config.TRAIN.EPOCH, 0) in whole_checkpoints(run)
+        if trained and not due_checkpoints(config, run, open_for_run(config)):
+            say("It was trained to its end before.")
+            return None
+        prepared = prepare(config, start, data=data)
+        try:
+            outcome = run_prepared(prepared, lease, parent_run)
+        except (HopelessError, TrainingFailedError) as error:
+            reason = f"training failed: {explain_failure(error)}"
+            logger.error("Phase %d %s", number, reason)
+            return reason
     if outcome.stopped_by is not None:
         raise Stopped(outcome.stopped_by)
     return None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Collection
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import ray
+from ray.exceptions import RayError
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from seqtrack.cluster.connect import join_cluster
 from seqtrack.cluster.resources import Resources, cluster_resources, plan_resources
@@ -21,10 +24,11 @@ from seqtrack.integrations import hub
 from seqtrack.integrations.mirror_state import await_mlflow_run
 from seqtrack.integrations.mirror_thread import MirrorThread
 from seqtrack.integrations.store_uri import tracking_uri
-from seqtrack.locations import child
+from seqtrack.lease import Lease
+from seqtrack.locations import child, lasting
 from seqtrack.runs.checkpoint import OpenedCheckpoint
 from seqtrack.runs.evaluations import forget_later
-from seqtrack.runs.folder import write_settings
+from seqtrack.runs.folder import own_run, write_settings
 from seqtrack.runs.log import LogFollower
 from seqtrack.training.loop import Ended
 from seqtrack.training.trainer import make_job, train
@@ -52,18 +56,29 @@ class Outcome:
 
 
 def run_training(
-    config: Config, resume_from: OpenedCheckpoint | str | None = None, allow_changed: Collection[str] = ()
+    config: Config,
+    resume_from: str | None = None,
+    allow_changed: Collection[str] = (),
+    opened: OpenedCheckpoint | None = None,
+    take_over: bool = False,
 ) -> Outcome:
-    """Prepares a run and trains it; see `prepare` and `run_prepared`. Raises InputError before any worker starts."""
-    return run_prepared(prepare(config, resume_from, allow_changed))
+    """Makes the run's folder its own, prepares the run and trains it; see `prepare` and `run_prepared`.
+
+    `take_over`: takes the folder from another job that trains there. Raises InputError before any worker starts.
+    """
+    config = config.with_settings({"RUN.STORAGE_PATH": lasting(config.RUN.STORAGE_PATH)})
+    with own_run(config, take_over) as lease:
+        return run_prepared(prepare(config, resume_from, allow_changed, opened=opened), lease)
 
 
-def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcome:
+def run_prepared(prepared: PreparedRun, lease: Lease, parent_run: str | None = None) -> Outcome:
     """Trains on the Ray cluster at hand, and shows the log on the console meanwhile.
 
-    SIGTERM or Ctrl-C makes it write a checkpoint and stop. `parent_run`: the MLflow run that this one is a part of.
-    Raises InputError before any worker starts; later HopelessError or ray.train's TrainingFailedError.
+    SIGTERM or Ctrl-C makes it write a checkpoint and stop. `lease`: on the run's folder; if another job takes that, this
+    one writes nothing more and ends. `parent_run`: the MLflow run that this one is a part of. Raises InputError before
+    any worker starts; later LeaseLostError, HopelessError or ray.train's TrainingFailedError.
     """
+    prepared = replace(prepared, run=prepared.run.under(lease))
     config, run = prepared.config, prepared.run
     if config.MLFLOW.REQUIRED:
         from seqtrack.integrations.mlflow_store import check_store  # imports MLflow
@@ -99,10 +114,12 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
                 prepared.allow_changed,
                 partial(await_mlflow_run, run),
             )
+            lease.when_lost(partial(ask_to_stop, stop))
             log_start(prepared, resources)
             if evaluation is not None:
                 evaluation.start()
             result = train(job, resources)
+            run.check_owner()
             ended: Ended = result.return_value
             if ended.error is not None:
                 raise ended.error
@@ -110,12 +127,19 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
                 measured = evaluation.finish(lambda: stop.received is not None)
         stopped = ended.stopped or (not measured and stop.received is not None)
         status = "KILLED" if stopped else "FINISHED"
+    except TrainingFailedError:
+        run.check_owner()
+        raise
     finally:
         if evaluation is not None:
             evaluation.close()
+        lost = run.lost() is not None
         if uploads is not None:
-            uploads.close(SECONDS_TO_STOP if status == "KILLED" else config.HUB.PATIENCE)
-        mirror.close(status, SECONDS_TO_STOP if status == "KILLED" else config.MLFLOW.PATIENCE)
+            uploads.close(0 if lost else SECONDS_TO_STOP if status == "KILLED" else config.HUB.PATIENCE)
+        if lost:
+            mirror.abandon()
+        else:
+            mirror.close(status, SECONDS_TO_STOP if status == "KILLED" else config.MLFLOW.PATIENCE)
     return Outcome(
         run.location,
         child(run.location, result.checkpoint.path.rpartition("/")[2]) if result.checkpoint else None,
@@ -124,6 +148,12 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
         stop.received if stopped else None,
         without_passwords(tracking_uri(config)),
     )
+
+
+def ask_to_stop(stop: StopOnSignal) -> None:
+    """Asks the workers to stop, as a signal would. They find out by themselves that the folder is another job's."""
+    with suppress(RayError):  # the cluster and its workers are gone
+        ray.get(stop.request.request.remote())
 
 
 def measure_beside(prepared: PreparedRun, resources: Resources) -> RunEvaluation:

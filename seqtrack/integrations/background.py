@@ -20,6 +20,8 @@ LONGEST_PAUSE = 30.0
 """Seconds between two tries at a server that does not take what it is sent; the pauses double up to this one."""
 SECONDS_BETWEEN_LINES = 5.0
 """While the run's end waits for the server, a line says so this often."""
+SECONDS_TO_ABANDON = 5.0
+"""How long what is being sent may take when nothing more is to be sent."""
 
 
 class BackgroundSync:
@@ -69,6 +71,12 @@ class BackgroundSync:
                 logger.warning("waiting for %s, %d s more at most%s", self._server, left, reason and f": {reason}")
         self._given_up.set()
         return not self._thread.is_alive()
+
+    def abandon(self) -> None:
+        """Sends nothing more: what the run's folder has is another job's now."""
+        self._given_up.set()
+        self.end()
+        self._thread.join(SECONDS_TO_ABANDON)
 
     def _run(self) -> None:
         while not self.ended:

@@ -47,6 +47,10 @@ class MirrorThread:
             logger.warning("%s: the run's status cannot be noted (%s)", self._run.location, error)
         self._thread.end()
 
+    def abandon(self) -> None:
+        """Ends without a word to MLflow or the run's folder: another job has taken the run, and mirrors it itself."""
+        self._thread.abandon()
+
     def close(self, status: Status, patience: float) -> None:
         """Waits until MLflow has everything, for `patience` seconds at most; then says what it lacks."""
         self.end(status)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyarrow import ArrowException, fs
 from pydantic import TypeAdapter, ValidationError
 
 from seqtrack import files
+from seqtrack.claims import Proof
 from seqtrack.config import SETTINGS_FILE, Config, ConfigError, load_settings
 from seqtrack.errors import InputError
+from seqtrack.lease import Lease, owned
 from seqtrack.locations import as_path, child, filesystem_at
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ class RunFolder:
     """Path within the filesystem."""
     location: str
     """Path, or URI of an object store, as the user writes it."""
+    proof: Proof | None = field(default=None, repr=False, compare=False)
+    """This job's claim on the folder, if it has one: then it writes nothing more once another job owns the folder."""
 
     @classmethod
     def at(cls, location: str) -> RunFolder:
@@ -60,7 +65,7 @@ class RunFolder:
 
     def child(self, name: str) -> RunFolder:
         """A folder within this one."""
-        return RunFolder(self.filesystem, f"{self.path}/{name}", child(self.location, name))
+        return replace(self, path=f"{self.path}/{name}", location=child(self.location, name))
 
     def file(self, name: str) -> str:
         """The path, within the filesystem, of a file in this folder."""
@@ -69,6 +74,25 @@ class RunFolder:
     def has(self, name: str) -> bool:
         """Whether there is a file of this name."""
         return files.is_file(self.filesystem, self.file(name))
+
+    @contextmanager
+    def owned(self, take_over: bool = False, setting: str | None = None, job: str | None = None) -> Iterator[Lease]:
+        """Makes the folder this job's own while the block runs; see `seqtrack.lease.owned`. Raises InputError."""
+        with owned(self.filesystem, self.path, self.location, take_over, setting, job) as lease:
+            yield lease
+
+    def under(self, lease: Lease) -> RunFolder:
+        """The folder as its owner sees it: nothing is written there once it is another job's."""
+        return replace(self, proof=lease.proof)
+
+    def lost(self) -> str | None:
+        """Why the folder is no longer this job's; None if it is, or if this job has no claim on it."""
+        return self.proof.lost() if self.proof is not None else None
+
+    def check_owner(self) -> None:
+        """Raises LeaseLostError if this job had the folder, and another has it now."""
+        if self.proof is not None:
+            self.proof.check()
 
     def create(self) -> None:
         """Creates the folder if it does not exist. Raises OSError."""
@@ -79,7 +103,11 @@ class RunFolder:
         return files.read_text(self.filesystem, self.file(name))
 
     def write(self, name: str, content: str | bytes, patience: float | None = None) -> None:
-        """Replaces a file in one step. `patience`: as in `files.write_atomically`. Raises OSError."""
+        """Replaces a file in one step. `patience`: as in `files.write_atomically`.
+
+        Raises OSError; LeaseLostError if the folder is another job's now.
+        """
+        self.check_owner()
         files.write_atomically(self.filesystem, self.file(name), content, patience)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
@@ -157,6 +185,11 @@ def open_run(config: Config, allow_changed: Collection[str] = ()) -> RunFolder:
             "another RUN.NAME keeps both"
         )
     return run
+
+
+def own_run(config: Config, take_over: bool = False, job: str | None = None) -> AbstractContextManager[Lease]:
+    """Makes the folder of the run that these settings name this job's own; see `RunFolder.owned`. Raises InputError."""
+    return RunFolder.of(config).owned(take_over, f"RUN.STORAGE_PATH {config.RUN.STORAGE_PATH}", job)
 
 
 def write_settings(config: Config, run: RunFolder) -> None:

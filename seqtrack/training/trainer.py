@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -28,14 +27,11 @@ from seqtrack.failures import explain
 from seqtrack.model.weights import Weights
 from seqtrack.runs.checkpoint import StoredCheckpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder
+from seqtrack.runs.history import RAYS_LIST, listed_by_ray
 from seqtrack.runs.log import append_to_log
 from seqtrack.training.worker import Job, train_worker
 
 logger = logging.getLogger("seqtrack.training")
-
-RAYS_LIST = "checkpoint_manager_snapshot.json"
-"""Ray Train's own list of a run's checkpoints, in the run's folder."""
-
 
 def make_job(
     config: Config,
@@ -123,14 +119,9 @@ def forget_wrong_list(run: RunFolder) -> None:
 
     Ray overwrites the list in place, so the crash that interrupted a run may have cut it off.
     """
-    text = run.read_text(RAYS_LIST)
-    if text is None:
+    if not run.has(RAYS_LIST):
         return
-    try:
-        listed = [str(result["checkpoint_dir_name"]) for result in json.loads(text)["checkpoint_results"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        listed = []
-    names = whole_checkpoints(run)
+    listed, names = listed_by_ray(run), whole_checkpoints(run)
     if not listed or listed[-1:] != names[-1:] or not set(listed) <= set(names):
         run.filesystem.delete_file(run.file(RAYS_LIST))
 
