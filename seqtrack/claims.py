@@ -22,6 +22,7 @@ from pathlib import Path
 from pyarrow import ArrowException, fs
 
 from seqtrack.environment import submission
+from seqtrack.errors import LeaseLostError
 from seqtrack.failures import without_passwords
 from seqtrack.files import is_file, read_text, write_atomically
 
@@ -30,10 +31,6 @@ TRIES = (0.2, 0.5, 1.0)
 PREFIX, CLAIM, ALIVE = ".owner-", ".json", ".alive"
 SHOWN = 200
 """Letters of a job's command that are kept."""
-
-
-class LeaseLostError(OSError):
-    """The folder is another job's now, so nothing more may be written there."""
 
 
 @dataclass(frozen=True)

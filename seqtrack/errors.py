@@ -24,6 +24,10 @@ class Stopped(Exception):
         """Number of the signal that asked for the stop, such as SIGTERM."""
 
 
+class LeaseLostError(OSError):
+    """A folder that this job worked in is another job's now, so nothing more may be written there."""
+
+
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """`; did you mean X?` with the known name closest to `name`, or an empty string if none is close."""
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)

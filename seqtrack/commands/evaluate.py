@@ -11,9 +11,10 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
-from seqtrack.commands.program import GOES_ON, TO_GO_ON, ProgramError
+from seqtrack.commands.program import GOES_ON, TO_GO_ON, ProgramError, add_take_over
 from seqtrack.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from seqtrack.evaluation.benchmarks import Benchmark, BenchmarkData
     from seqtrack.experiments.evaluate import Tracking
     from seqtrack.experiments.evaluators import Evaluators
+    from seqtrack.lease import Lease
     from seqtrack.reports.evaluation_tables import TrackerFacts
     from seqtrack.runs.checkpoint import StoredCheckpoint
 
@@ -52,11 +54,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic (fp32)")
     parser.add_argument("--integers", action="store_true", help="cut boxes to whole pixels, as older results are")
     parser.add_argument("--no-videos", dest="videos", action="store_false", help="no videos of the worst sequences")
+    add_take_over(parser)
     parser.set_defaults(to_go_on=f"{GOES_ON} {TO_GO_ON}")
 
 
 def run(options: argparse.Namespace) -> int:
     places = check(options)
+    from seqtrack.lease import owned
+    from seqtrack.locations import absolute, filesystem_at
+
+    place = absolute(options.out)
+    with owned(*filesystem_at(place), place, options.take_over, f"--out {options.out}") as lease:
+        return measure(options, places, lease)
+
+
+def measure(options: argparse.Namespace, places: dict[str, str], lease: Lease) -> int:
+    """Tracks, scores and writes into `--out`, as long as that is this job's."""
     from seqtrack.config import SyntheticConfig
     from seqtrack.evaluation.benchmarks import open_benchmark
     from seqtrack.evaluation.summary import table_lines, write_summary
@@ -97,7 +110,8 @@ def run(options: argparse.Namespace) -> int:
                 if tracker in found[data.benchmark.name]:
                     raise InputError(f"{tracker}: two trackers have this name; NAME=FOLDER renames --results")
                 try:
-                    folder = track_benchmark(trained, tracker, data, options.out, start, watch, options.integers)
+                    show = partial(watch, lease)
+                    folder = track_benchmark(trained, tracker, data, options.out, start, show, options.integers)
                 except EvaluationError as error:
                     raise ProgramError(str(error)) from error
                 if (zipped := write_submission(folder, tracker, data)) is not None:
@@ -113,6 +127,7 @@ def run(options: argparse.Namespace) -> int:
         if found[data.benchmark.name]
         for one in score_all(data, found[data.benchmark.name], options.protocol)
     ]
+    lease.proof.check()
     if evaluations:
         write_summary(*filesystem_at(absolute(options.out)), evaluations)
         mlflow_runs = {
@@ -211,8 +226,8 @@ def workers(options: argparse.Namespace) -> Iterator[Callable[[], Evaluators]]:
             one.close()
 
 
-def watch(tracker: str, data: BenchmarkData, frames: int, happenings: Iterator[Tracking]) -> None:
-    """Shows how far it is, and the best and the worst sequence so far."""
+def watch(lease: Lease, tracker: str, data: BenchmarkData, frames: int, happenings: Iterator[Tracking]) -> None:
+    """Shows how far it is, and the best and worst sequence so far. Raises LeaseLostError if another job took over."""
     from tqdm import tqdm
 
     from seqtrack.tracker.recording import mean_iou
@@ -223,6 +238,8 @@ def watch(tracker: str, data: BenchmarkData, frames: int, happenings: Iterator[T
     title = f"{tracker} on {data.benchmark.title}"
     with tqdm(total=frames, unit="frame", desc=title, mininterval=rarely) as progress:
         for one in happenings:
+            if lease.lost.is_set():
+                lease.proof.check()
             progress.update(one.frames)
             for name, track in one.finished.items():
                 if name in truths:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from seqtrack.commands.program import GOES_ON, ProgramError, add_set, add_settings, chosen_set
+from seqtrack.commands.program import GOES_ON, ProgramError, add_set, add_settings, add_take_over, chosen_set
 from seqtrack.config import ConfigError, load_config
 
 
@@ -33,6 +33,7 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tiles", action="store_true", help="divide the JPEGs into tiles, without loss; needs jpegtran on each node"
     )
+    add_take_over(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
     from seqtrack.experiments.pack import pack
 
     try:
-        pack(config, options.to, options.allow_missing, partial(print, flush=True), name, options.tiles)
+        say = partial(print, flush=True)
+        pack(config, options.to, options.allow_missing, say, name, options.tiles, options.take_over)
     except (OSError, ArrowException, RayError) as error:
         raise ProgramError(str(error)) from error
     return 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from seqtrack.config import Config, ConfigError, check_supported, load_config, recipe_names
 from seqtrack.config.supported import SETS
-from seqtrack.errors import InputError, Stopped, did_you_mean
+from seqtrack.errors import InputError, LeaseLostError, Stopped, did_you_mean
 from seqtrack.failures import explain
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ def run_program(program: Callable[[], int], to_go_on: str | None = None, with_tr
     except ProgramError as error:
         _show_traceback(with_traceback)
         print("\n".join(filter(None, (f"error: {error}", to_go_on))), file=sys.stderr)
+        return 1
+    except LeaseLostError as error:
+        _show_traceback(with_traceback)
+        print(f"error: {error}; this job has ended, and wrote nothing more there", file=sys.stderr)
         return 1
     except Stopped as stopped:
         print("Stopped.", to_go_on or "")
@@ -146,6 +150,14 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         help="a run, a checkpoint, hf://user/repo, or a file of weights (.pth.tar, .safetensors) with --config",
     )  # fmt: skip
     parser.add_argument("--config", metavar="NAME|FILE", help="settings of a file of weights")
+
+
+def add_take_over(parser: argparse.ArgumentParser) -> None:
+    """Adds `--take-over`, for programs that work in a folder that has one owner at a time."""
+    parser.add_argument(
+        "--take-over", action="store_true",
+        help="take the folder from another job that works in it, which then ends without writing anything more",
+    )  # fmt: skip
 
 
 def add_set(parser: argparse.ArgumentParser) -> None:

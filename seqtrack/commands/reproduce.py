@@ -10,7 +10,7 @@ import argparse
 import math
 from functools import partial
 
-from seqtrack.commands.program import TO_GO_ON, add_settings, read_experiment
+from seqtrack.commands.program import TO_GO_ON, add_settings, add_take_over, read_experiment
 from seqtrack.config import ConfigError
 from seqtrack.locations import stem
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance", type=float, default=0.0, help="largest difference that still counts as equal (0)"
     )
+    add_take_over(parser)
     parser.set_defaults(to_go_on=TO_GO_ON)
 
 
@@ -38,4 +39,5 @@ def run(options: argparse.Namespace) -> int:
     from seqtrack.experiments.reproduce import reproduce
 
     given, say = (options.phase1, options.phase2), partial(print, flush=True)
-    return 0 if reproduce(config, options.resume_epoch, given, options.tolerance, say) else 1
+    reproduced = reproduce(config, options.resume_epoch, given, options.tolerance, say, options.take_over)
+    return 0 if reproduced else 1

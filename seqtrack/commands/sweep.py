@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from seqtrack.commands.program import TO_GO_ON, add_settings, read_experiment
+from seqtrack.commands.program import TO_GO_ON, add_settings, add_take_over, read_experiment
 from seqtrack.config import find_recipe, recipe_names
 from seqtrack.locations import stem
 
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sweep", metavar="NAME|FILE", required=True, help=f"what varies: a YAML file or one of {sweeps}"
     )
+    add_take_over(parser)
     parser.set_defaults(to_go_on=TO_GO_ON)
 
 
@@ -33,4 +34,4 @@ def run(options: argparse.Namespace) -> int:
 
     from seqtrack.sweeps.run import run as run_sweep
 
-    return run_sweep(config, sweep)
+    return run_sweep(config, sweep, take_over=options.take_over)

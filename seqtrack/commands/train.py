@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seqtrack.commands.program import ProgramError, add_settings
+from seqtrack.commands.program import ProgramError, add_settings, add_take_over
 from seqtrack.config import (
     Config,
     ConfigError,
@@ -28,7 +28,7 @@ from seqtrack.config import (
     with_overrides,
 )
 from seqtrack.environment import command, from_here
-from seqtrack.locations import stem
+from seqtrack.locations import lasting, parent, stem
 from seqtrack.runs.allowances import check_allowances
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume-from",
         metavar="PATH",
-        help="go on from a checkpoint: folder or URI (s3, gs, hf) of one, or of a run (or RUN/latest); RUN/3: epoch 3",
+        help="begin from a checkpoint: folder or URI (s3, gs, hf) of one, or of a run (or RUN/latest); RUN/3: epoch 3. "
+        "A run that has begun goes on from its own newest checkpoint, and must have begun from this one",
     )
     parser.add_argument(
         "--allow-changed",
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="settings, packages or `dataset` that may differ from the checkpoint's",
     )
     parser.add_argument("--workers", metavar="N|MIN:MAX", help="RUN.WORKERS, or a range that follows the cluster")
+    add_take_over(parser)
     parser.add_argument("--settings", action="store_true", help="list every setting, its default and meaning")
 
 
@@ -71,18 +73,23 @@ def run(options: argparse.Namespace) -> int:
 
     from seqtrack.experiments.prepare import open_start
     from seqtrack.experiments.train import run_training
-    from seqtrack.runs.checkpoint import newest_checkpoint
+    from seqtrack.runs.checkpoint import CheckpointError, newest_checkpoint
     from seqtrack.runs.folder import RunFolder
     from seqtrack.training.loop import HopelessError
     from seqtrack.training.trainer import explain_failure
 
-    start = options.resume_from
+    opened = None
     if config is None:
-        start = open_start(options.resume_from)
-        config = settings_from_checkpoint(options, start)
+        try:
+            opened = open_start(options.resume_from)
+            config = settings_from_checkpoint(options, opened)
+        except CheckpointError:
+            if (config := settings_from_run(options)) is None:
+                raise
     go_on = again(options, config)
     try:
-        outcome = run_training(config, start, options.allow_changed)
+        start = opened or options.resume_from
+        outcome = run_training(config, start, options.allow_changed, options.resume_from, options.take_over)
     except (HopelessError, TrainingFailedError) as error:
         newest = newest_checkpoint(RunFolder.of(config))
         more = f"\nTo go on from {newest.name}: {go_on}" if newest is not None else ""
@@ -106,6 +113,20 @@ def settings_from_checkpoint(options: argparse.Namespace, start: OpenedCheckpoin
     earlier = parse_config(start.meta["config"], f"{options.resume_from}/meta.json")
     config = earlier.with_settings({"RUN.NAME": None})
     return named(with_overrides(config, overrides(options)), f"{earlier.RUN.NAME}-resumed")
+
+
+def settings_from_run(options: argparse.Namespace) -> Config | None:
+    """The settings of the run that is named, if it has begun: what it began from may be gone. None for a new run."""
+    from seqtrack.runs.folder import RunFolder, read_settings
+
+    asked = with_overrides(Config(), overrides(options))
+    beside = parent(options.resume_from)[0]  # RUN.STORAGE_PATH may come from the checkpoint's settings
+    places = [asked.RUN.STORAGE_PATH, *(place for place in (beside, parent(beside)[0]) if place)]
+    for place in places if asked.RUN.NAME is not None else ():
+        earlier = read_settings(RunFolder.of(asked.with_settings({"RUN.STORAGE_PATH": lasting(place)})))
+        if earlier is not None:
+            return with_overrides(earlier, overrides(options))
+    return None
 
 
 def overrides(options: argparse.Namespace) -> list[str]:

@@ -25,6 +25,7 @@ from seqtrack.failures import explain
 from seqtrack.files import is_file, read_text, write_atomically
 from seqtrack.integrations.mirror_state import MirrorState
 from seqtrack.integrations.mlflow_store import log_evaluation
+from seqtrack.lease import OwnedError
 from seqtrack.locations import absolute, as_path, child, filesystem_at, is_uri, parent
 from seqtrack.model.file_kinds import MODEL_FILE, SUFFIXES
 from seqtrack.reports.evaluation import write_evaluation_report
@@ -281,12 +282,17 @@ def scores_of(evaluation: Evaluation, checkpoint: str, step: int) -> CheckpointS
 def publish(config: Config, checkpoint: StoredCheckpoint, step: int, evaluation: Evaluation) -> str | None:
     """Adds the numbers of a run's checkpoint to the run: to its `evaluation.jsonl`, and in MLflow at its step.
 
-    Returns the id of the MLflow run, if there is one. Warns where the numbers cannot be written.
+    Returns the id of the MLflow run, if there is one. Warns where the numbers cannot be written: a run that trains is
+    its own job's.
     """
     run, scores = checkpoint.run, scores_of(evaluation, checkpoint.name, step)
     try:
-        add_evaluation(run, scores)
+        with run.owned() as lease:
+            add_evaluation(run.under(lease), scores)
         run_id = MirrorState.read(run).run_id
+    except OwnedError as error:
+        logger.warning("%s: the numbers are not added; the same command adds them later (%s)", run.location, error)
+        return None
     except Exception as error:  # of the disk or of any object store; a line that is no JSON
         logger.warning("%s: %s", run.file(EVALUATIONS_FILE), explain(error))
         return None

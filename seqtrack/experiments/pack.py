@@ -20,6 +20,7 @@ from seqtrack.data.shards import PackedShard
 from seqtrack.data.storage import DataError, Root, open_root
 from seqtrack.data.tiling import find_jpegtran
 from seqtrack.experiments.prepare import settle_paths
+from seqtrack.lease import owned
 from seqtrack.locations import filesystem_at, lasting
 
 
@@ -30,16 +31,22 @@ def pack(
     say: Callable[[str], None] = print,
     name: str = lasot.SET,
     tiled: bool = False,
+    take_over: bool = False,
 ) -> None:
     """Packs the sequences that `config` names into `target`, a folder or URI. The same call goes on.
 
     `allow_missing`: where frames are missing, packs the others. `say` gets the lines for the console. `name`: the data
-    set, whose tree is where DATA.ROOTS or DATA.ROOT says. `tiled`: divides frames into tiles. Raises InputError,
-    OSError, ArrowException, or RayError.
+    set, whose tree is where DATA.ROOTS or DATA.ROOT says. `tiled`: divides frames into tiles. `take_over`: takes the
+    target from another job that packs there. Raises InputError, OSError, ArrowException, or RayError.
     """
     if tiled:
         find_jpegtran()
     config, target = settle_paths(config), lasting(target)
+    with owned(*filesystem_at(target), target, take_over, f"--to {target}"):
+        _pack(config, target, allow_missing, say, name, tiled)
+
+
+def _pack(config: Config, target: str, allow_missing: bool, say: Callable[[str], None], name: str, tiled: bool) -> None:
     setting, place = config.DATA.place_of(name)
     tree = open_root(str(place), setting)
     if is_packed(tree):

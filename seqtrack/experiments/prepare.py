@@ -67,19 +67,19 @@ class PreparedRun:
 
 def prepare(
     config: Config,
-    resume_from: str | None = None,
+    resume_from: OpenedCheckpoint | str | None = None,
     allow_changed: Collection[str] = (),
     data: Data | None = None,
     benchmarks: tuple[BenchmarkData, ...] | None = None,
-    opened: OpenedCheckpoint | None = None,
+    asked: str | None = None,
 ) -> PreparedRun:
     """Opens and checks all that a training needs. A run that has checkpoints is continued from the newest.
 
-    `resume_from`: where a run without checkpoints starts, as `open_start` takes it. It is opened only for such a run:
-    when the run is continued later, it may be gone, but must be what the run began from. `opened`: given if it is open.
-    `allow_changed`: settings, packages or `dataset` that may differ from the checkpoint's. `data`: given if `config` is
-    settled and its data are open, as for the second phase of an experiment or the trials of a sweep; `benchmarks`:
-    given if they are open. Raises InputError.
+    `resume_from`: where a run without checkpoints starts. If it is a location (as `open_start` takes it), it is opened
+    only for such a run: when the run is continued later, it may be gone. But it must be what the run began from;
+    `asked`: the location, if `resume_from` is open. `allow_changed`: settings, packages or `dataset` that may differ
+    from the checkpoint's. `data`: given if `config` is settled and its data are open, as for the second phase of an
+    experiment or the trials of a sweep; `benchmarks`: given if they are open. Raises InputError.
     """
     if data is None:
         config, data = open_experiment(config)
@@ -92,10 +92,10 @@ def prepare(
     start: OpenedCheckpoint | None = None
     if own is not None:
         start = open_checkpoint(own)
-        if resume_from is not None:
-            check_origin(resume_from, start, run)
-    elif resume_from is not None:
-        start = opened or open_start(resume_from)
+        if (asked := resume_from if isinstance(resume_from, str) else asked) is not None:
+            check_origin(asked, start, run)
+    else:
+        start = open_start(resume_from) if isinstance(resume_from, str) else resume_from
     if start is None:
         weights, source = starting_weights(config)
         return PreparedRun(config, data, run, None, False, weights, source, frozenset(allow_changed), benchmarks)

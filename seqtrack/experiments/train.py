@@ -26,7 +26,7 @@ from seqtrack.integrations.mirror_thread import MirrorThread
 from seqtrack.integrations.store_uri import tracking_uri
 from seqtrack.lease import Lease
 from seqtrack.locations import child, lasting
-from seqtrack.runs.checkpoint import OpenedCheckpoint
+from seqtrack.runs.checkpoint import OpenedCheckpoint, remove_unfinished
 from seqtrack.runs.evaluations import forget_later
 from seqtrack.runs.folder import own_run, write_settings
 from seqtrack.runs.log import LogFollower
@@ -57,9 +57,9 @@ class Outcome:
 
 def run_training(
     config: Config,
-    resume_from: str | None = None,
+    resume_from: OpenedCheckpoint | str | None = None,
     allow_changed: Collection[str] = (),
-    opened: OpenedCheckpoint | None = None,
+    asked: str | None = None,
     take_over: bool = False,
 ) -> Outcome:
     """Makes the run's folder its own, prepares the run and trains it; see `prepare` and `run_prepared`.
@@ -68,15 +68,15 @@ def run_training(
     """
     config = config.with_settings({"RUN.STORAGE_PATH": lasting(config.RUN.STORAGE_PATH)})
     with own_run(config, take_over) as lease:
-        return run_prepared(prepare(config, resume_from, allow_changed, opened=opened), lease)
+        return run_prepared(prepare(config, resume_from, allow_changed, asked=asked), lease)
 
 
 def run_prepared(prepared: PreparedRun, lease: Lease, parent_run: str | None = None) -> Outcome:
     """Trains on the Ray cluster at hand, and shows the log on the console meanwhile.
 
-    SIGTERM or Ctrl-C makes it write a checkpoint and stop. `lease`: on the run's folder; if another job takes that, this
-    one writes nothing more and ends. `parent_run`: the MLflow run that this one is a part of. Raises InputError before
-    any worker starts; later LeaseLostError, HopelessError or ray.train's TrainingFailedError.
+    SIGTERM or Ctrl-C makes it write a checkpoint and stop. `lease`: on the run's folder; if another job takes that,
+    this one writes nothing more and ends. `parent_run`: the MLflow run that this one is a part of. Raises InputError
+    before any worker starts; later LeaseLostError, HopelessError or ray.train's TrainingFailedError.
     """
     prepared = replace(prepared, run=prepared.run.under(lease))
     config, run = prepared.config, prepared.run
@@ -87,6 +87,7 @@ def run_prepared(prepared: PreparedRun, lease: Lease, parent_run: str | None = N
     join_cluster()
     resources = plan_resources(config, cluster_resources())
     write_settings(config, run)
+    remove_unfinished(run)
     start = prepared.start.stored if prepared.start is not None else None
     if start is not None and start.run.location.startswith(hub.SCHEME):
         start = keep_start(start, run)

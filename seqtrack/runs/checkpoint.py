@@ -116,7 +116,7 @@ def write_checkpoint(contents: Contents, stored: StoredCheckpoint) -> None:
     try:
         check_contents(contents)
         if stored.run.local:
-            _write_local(contents, Path(stored.path))
+            _write_local(contents, stored)
         else:
             _write_remote(contents, stored.run.filesystem, stored.path)
     except (OSError, ArrowException, RuntimeError, SafetensorError, WeightsError) as error:  # of a full disk, too
@@ -137,13 +137,15 @@ def tensors_of(optimizer: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name} of parameter {index}", value
 
 
-def _write_local(contents: Contents, folder: Path) -> None:
+def _write_local(contents: Contents, stored: StoredCheckpoint) -> None:
     """Writes under another name first. The rename at the end makes the checkpoint appear in one step."""
+    folder = Path(stored.path)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{UNFINISHED}")
     try:
         partial.mkdir(parents=True)
         _write_files(contents, partial)
         sync_tree(partial)
+        stored.run.check_owner()  # another job may have taken the folder meanwhile, and written this checkpoint
         _replace_folder(partial, folder)
         sync_folder(folder.parent)
     except RuntimeError as error:  # torch's message for a full disk does not say that it is full

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 from pyarrow import ArrowException
@@ -38,8 +38,8 @@ def note_first_checkpoint(stored: StoredCheckpoint) -> None:
 def own_checkpoint(run: RunFolder) -> StoredCheckpoint | None:
     """The run's newest checkpoint, or None for a run that has not finished one yet.
 
-    A folder that says it has others than it shows is looked at again. Raises CheckpointError if it goes on showing none;
-    OSError or ArrowException if it cannot be read.
+    A folder that says it has others than it shows is looked at again. Raises CheckpointError if it goes on showing
+    none; OSError or ArrowException if it cannot be read.
     """
     newest = asked_again(lambda: newest_checkpoint(run))
     for pause in LOOKS:
@@ -63,9 +63,9 @@ def hidden_checkpoint(run: RunFolder, newest: StoredCheckpoint | None) -> Stored
     A folder's own list, of NFS or of a store, may be an old one.
     """
     for name in reversed(listed_by_ray(run)):
-        if NAME.fullmatch(name) and (newest is None or position(name) > position(newest.name)):
-            if run.has(f"{name}/{SUMS_FILE}"):
-                return StoredCheckpoint(run, name)
+        newer = NAME.fullmatch(name) and (newest is None or position(name) > position(newest.name))
+        if newer and run.has(f"{name}/{SUMS_FILE}"):
+            return StoredCheckpoint(run, name)
     return None
 
 

@@ -21,7 +21,8 @@ ANCHOR_BYTES = 256
 class GrowingFile:
     """A text file in a run's folder that lines are appended to.
 
-    Object stores cannot append, so there `flush` writes the whole file again.
+    Object stores cannot append, so there `flush` writes the whole file again. Nothing is written once the folder is
+    another job's: the training finds that out, and ends, before its next checkpoint.
     """
 
     def __init__(self, run: RunFolder, name: str) -> None:
@@ -30,6 +31,8 @@ class GrowingFile:
         self._written = len(self._text)
 
     def append(self, line: str) -> None:
+        if self._run.local and self._run.lost() is not None:
+            return
         if self._run.local:
             with open(self._run.file(self._name), "a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -37,7 +40,7 @@ class GrowingFile:
             self._text += line + "\n"
 
     def flush(self) -> None:
-        if len(self._text) > self._written:
+        if len(self._text) > self._written and self._run.lost() is None:
             self._run.write(self._name, self._text)
             self._written = len(self._text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -22,8 +23,9 @@ from seqtrack.experiments.benchmarks import open_for_run
 from seqtrack.experiments.prepare import open_experiment
 from seqtrack.integrations.mlflow_store import close_parent_run, open_parent_run
 from seqtrack.integrations.store_uri import with_one_store
-from seqtrack.locations import child
-from seqtrack.runs.folder import RunFolder, open_run, write_settings
+from seqtrack.lease import Lease
+from seqtrack.locations import child, lasting
+from seqtrack.runs.folder import RunFolder, open_run, own_run, write_settings
 from seqtrack.sweeps.observer import Observer, interrupt_when_ended
 from seqtrack.sweeps.plan import announce, plan_trials, plan_work
 from seqtrack.sweeps.results import SWEEP_FILE, Trial, check_same_sweep, read_trials
@@ -42,16 +44,27 @@ def say_at_once(line: str) -> None:
     sys.stdout.flush()
 
 
-def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) -> int:
+def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once, take_over: bool = False) -> int:
     """Runs every trial that an earlier start of the sweep did not end, writes the summary and tells MLflow.
 
-    `config` has a RUN.NAME, and `sweep` fits it (`Sweep.check`). `say` gets the lines for the console. Returns the
-    exit code: 0, or 1 if a trial failed. Raises InputError before any trial starts, and Stopped if it was asked to
-    stop; the same call goes on.
+    `config` has a RUN.NAME, and `sweep` fits it (`Sweep.check`). `say` gets the lines for the console. `take_over`:
+    takes the folder from another job that works in it. Returns the exit code: 0, or 1 if a trial failed. Raises
+    InputError before any trial starts, Stopped if it was asked to stop (the same call goes on), and LeaseLostError if
+    another job took the folder.
     """
+    config = config.with_settings({"RUN.STORAGE_PATH": lasting(config.RUN.STORAGE_PATH)})
+    with own_run(config, take_over) as lease:
+        try:
+            return _run(config, sweep, say, lease, take_over)
+        except Exception:  # of Ray Tune, of a stop, of the folder: all of it may come of another job's taking over
+            lease.proof.check()
+            raise
+
+
+def _run(config: Config, sweep: Sweep, say: Callable[[str], None], lease: Lease, take_over: bool) -> int:
     config, data = open_experiment(config)
     benchmarks = open_for_run(config)
-    folder = open_run(config)
+    folder = open_run(config).under(lease)
     check_same_sweep(sweep, folder)
     earlier = read_trials(folder)
     work = plan_work(sweep, earlier)
@@ -64,7 +77,10 @@ def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) 
     running: set[str] = set()
     # Only now, since Ray handles SIGTERM itself when it joins.
     with StopOnSignal(signal.SIGTERM, then=lambda: interrupt_when_ended(running)) as stop:
-        setting = TrialSetting(config, sweep, folder, ray.put(data.mixture), benchmarks, plan.resources, stop.request)
+        setting = TrialSetting(
+            config, sweep, folder, ray.put(data.mixture), benchmarks, plan.resources, stop.request, take_over
+        )
+        lease.when_lost(lambda: os.kill(os.getpid(), signal.SIGTERM))
         try:
             for line in announce(setting, plan, work.trials, earlier):
                 say(line)
@@ -90,6 +106,7 @@ def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) 
 
 def publish_summary(setting: TrialSetting, trials: Sequence[Trial], parent: str | None) -> str:
     """Writes the summary into the sweep's folder and its MLflow run. Returns the result in a sentence."""
+    setting.folder.check_owner()
     folder, failed = setting.folder, any(trial.note.status == "failed" for trial in trials)
     with tempfile.TemporaryDirectory() as directory:
         result = write_summary(setting.config, setting.sweep, trials, Path(directory))

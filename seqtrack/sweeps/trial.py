@@ -13,14 +13,15 @@ from seqtrack.cluster.resources import Resources, Share
 from seqtrack.config import Config
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.open import Data
-from seqtrack.errors import InputError
+from seqtrack.errors import InputError, LeaseLostError
 from seqtrack.evaluation.benchmarks import BenchmarkData
 from seqtrack.experiments.evaluate_run import RunEvaluation
 from seqtrack.experiments.evaluators import plan_within
 from seqtrack.experiments.prepare import PreparedRun, log_start, prepare
 from seqtrack.integrations.mirror_state import await_mlflow_run
+from seqtrack.runs.checkpoint import remove_unfinished
 from seqtrack.runs.evaluations import CheckpointScores, forget_later
-from seqtrack.runs.folder import RunFolder, write_settings
+from seqtrack.runs.folder import RunFolder, own_run, write_settings
 from seqtrack.sweeps.epoch_reports import EpochReports
 from seqtrack.sweeps.results import TRIALS, Trial, TrialNote, read_note, read_trial, write_note
 from seqtrack.sweeps.settings import Params, Sweep, trial_name
@@ -48,6 +49,8 @@ class TrialSetting:
     resources: Resources
     stop: ray.actor.ActorHandle
     """The StopRequest of all trials."""
+    take_over: bool = False
+    """Whether a trial takes its folder from another job that trains there."""
 
     def trial_folder(self, params: Params) -> RunFolder:
         return self.folder.child(TRIALS).child(trial_name(params))
@@ -76,6 +79,8 @@ def run_trial(params: Params, setting: TrialSetting) -> None:
         ended = _train(config, setting)
         if ended.error is not None:
             raise ended.error
+    except LeaseLostError as error:
+        raise TrialFailed(str(error)) from error  # nothing is noted: the folder is another job's
     except (HopelessError, InputError, TrainingFailedError, TrialFailed) as error:
         reason, hopeless = explain_failure(error), isinstance(error, HopelessError)
         write_note(folder, replace(note, status="failed", reason=reason, hopeless=hopeless))
@@ -90,8 +95,20 @@ def is_complete(trial: Trial, config: Config, sweep: Sweep) -> bool:
 
 
 def _train(config: Config, setting: TrialSetting) -> Ended:
-    prepared = prepare(config, data=Data(ray.get(setting.mixture_ref)), benchmarks=setting.benchmarks)
+    """Trains a trial whose folder is its own meanwhile. Raises LeaseLostError if another job takes that."""
+    job = f"trial {config.RUN.NAME} of the sweep in {setting.folder.location}"
+    with own_run(config, setting.take_over, job) as lease:
+        prepared = prepare(config, data=Data(ray.get(setting.mixture_ref)), benchmarks=setting.benchmarks)
+        try:
+            return _train_prepared(replace(prepared, run=prepared.run.under(lease)), setting)
+        finally:
+            lease.proof.check()
+
+
+def _train_prepared(prepared: PreparedRun, setting: TrialSetting) -> Ended:
+    config = prepared.config
     write_settings(config, prepared.run)
+    remove_unfinished(prepared.run)
     # The trial ends itself at the sweep's last epoch. Ray Tune would kill it, and not always clean up what it killed.
     prepared = replace(prepared, config=config.with_settings({"TRAIN.EPOCH": setting.sweep.epochs(config)}))
     job = make_job(

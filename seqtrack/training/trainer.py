@@ -33,6 +33,7 @@ from seqtrack.training.worker import Job, train_worker
 
 logger = logging.getLogger("seqtrack.training")
 
+
 def make_job(
     config: Config,
     run: RunFolder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.collective import broadcast_from_rank_zero
 from torch import nn
 
 from seqtrack.config import Config
@@ -25,13 +27,17 @@ from seqtrack.failures import explain
 from seqtrack.model.precision import set_precision
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoint
 from seqtrack.runs.folder import RunFolder
+from seqtrack.runs.history import note_first_checkpoint
 from seqtrack.runs.log import MetricsFile, RunLogHandler
-from seqtrack.training.loop import Ended, HopelessError, Surroundings, TrainingLoop
+from seqtrack.training.loop import Ended, HopelessError, Surroundings, TrainingLoop, UnwritableError
 from seqtrack.training.slots import SlotGradients
 from seqtrack.training.state import TrainState, restore
 from seqtrack.training.step import Backward, backward, set_determinism
 
 logger = logging.getLogger("seqtrack.training")
+
+SECONDS_BETWEEN_CHECKS = 1.0
+"""How often a disk is asked whether the run's folder is still this job's."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,9 @@ def train_worker(settings: dict[str, Any]) -> Ended:
     job: Job = ray.get(settings["job"])
     config, context = job.config, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    # All ranks end or none. Workers that are started again after a failure may find the folder taken.
+    if lost := broadcast_from_rank_zero(job.run.lost() if rank == 0 else None):
+        return Ended([], 0, error=UnwritableError(lost))
     with _run_log(job.run, rank):
         device = ray.train.torch.get_device()
         set_determinism(config.TRAIN.DETERMINISTIC)
@@ -95,6 +104,7 @@ def train_worker(settings: dict[str, Any]) -> Ended:
             _watch(job.stop).is_set if rank == 0 else lambda: False,
             lambda: ray.train.get_preemption_info() is not None,
             fetch_ahead=device.type == "cuda",
+            reason_to_end=OwnerCheck(job.run) if rank == 0 else lambda: "",
         )
         loop = TrainingLoop(config, state, model, make_gradients, rank, world_size, device, surroundings)
         try:
@@ -102,6 +112,22 @@ def train_worker(settings: dict[str, Any]) -> Ended:
         except HopelessError as error:
             logger.error("%s", error)
             return Ended(state.history, state.step, error=error)
+
+
+class OwnerCheck:
+    """Why the run's folder is no longer this job's, for a loop that asks in each step; empty if it is.
+
+    A disk is asked once a second, which takes microseconds. A store takes longer: `RaySink` asks it, beside the steps.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run, self._asked, self._reason = run, 0.0, ""
+
+    def __call__(self) -> str:
+        now = time.monotonic()
+        if self._run.local and not self._reason and now - self._asked > SECONDS_BETWEEN_CHECKS:
+            self._asked, self._reason = now, self._run.lost() or ""
+        return self._reason
 
 
 class NotWritten(BaseException):
@@ -136,7 +162,10 @@ class RaySink:
 
         def write(checkpoint: Checkpoint, _: str) -> Checkpoint:
             try:
+                self._run.check_owner()
                 write_checkpoint(contents, stored)
+                note_first_checkpoint(stored)
+                self._run.check_owner()  # what is reported makes Ray remove older ones
             except Exception as error:  # whatever it is, a checkpoint that is not there must not be reported
                 writing.set_result(explain(error))
                 raise NotWritten from error
