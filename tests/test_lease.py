@@ -24,7 +24,7 @@ from pyarrow import fs
 from seqtrack import claims, lease
 from seqtrack.claims import ALIVE, CLAIM, Claim, Proof, this_machine
 from seqtrack.errors import InputError, LeaseLostError
-from seqtrack.lease import Lease, OwnedError, owned
+from seqtrack.lease import OwnedError, owned
 from seqtrack.locations import child, filesystem_at
 from tests.claimants import claim_all, own
 from tests.object_stores import s3_bucket
@@ -214,31 +214,33 @@ def test_the_number_of_a_process_that_ended_may_be_anothers_now(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("soon")
-def test_a_folder_that_is_taken_over_is_lost_by_its_owner_which_is_waited_for(folder: str) -> None:
-    held, may_end, told = threading.Event(), threading.Event(), threading.Event()
-    first: list[Lease] = []
+def test_a_folder_that_is_taken_over_is_lost_by_its_owner_which_is_waited_for(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "TTL", 60)
+    monkeypatch.setattr(lease, "QUIET", 60)
+    held, told, ended = threading.Event(), threading.Event(), threading.Event()
+    reasons: list[str | None] = []
 
     def hold() -> None:
         with own(folder) as mine:
-            first.append(mine)
             mine.when_lost(told.set)
             held.set()
-            may_end.wait(10)
+            assert told.wait(60) and mine.lost.is_set()
+            reasons.append(mine.proof.lost())
+            with pytest.raises(LeaseLostError):
+                mine.proof.check()
+            ended.set()
 
     holder = threading.Thread(target=hold)
     holder.start()
-    assert held.wait(10)
-    threading.Timer(0.2, may_end.set).start()
+    assert held.wait(60)
     with own(folder, take_over=True) as second:
-        assert may_end.is_set()  # the first may write until it has noticed, so it was waited for
-        assert told.wait(10) and first[0].lost.is_set()
-        reason = first[0].proof.lost()
-        assert reason is not None and reason.startswith(f"{folder}: was taken over by ")
-        with pytest.raises(LeaseLostError):
-            first[0].proof.check()
-        assert second.proof.holds() and not second.lost.is_set()
+        assert ended.is_set()  # the first may write until it has noticed, so it was waited for
         holder.join()
-        assert second.proof.holds() and len(files_in(folder)) == 2
+        assert second.proof.holds() and not second.lost.is_set() and len(files_in(folder)) == 2
+    (reason,) = reasons
+    assert reason is not None and reason.startswith(f"{folder}: was taken over by ")
 
 
 @pytest.mark.usefixtures("soon")
@@ -299,7 +301,7 @@ def test_names_do_not_begin_like_a_runs_files(folder: str, ending: str) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named() -> None:
     with (
-        pytest.raises(InputError, match="^RUN.STORAGE_PATH /dev/null/x: cannot be written"),
+        pytest.raises(InputError, match=r"^RUN\.STORAGE_PATH /dev/null/x: cannot be written"),
         owned(fs.LocalFileSystem(), "/dev/null/x/mine", "/dev/null/x/mine", setting="RUN.STORAGE_PATH /dev/null/x"),
     ):
         pass
