@@ -27,7 +27,9 @@ from seqtrack.failures import without_passwords
 from seqtrack.files import is_file, read_text, write_atomically
 
 TRIES = (0.2, 0.5, 1.0)
-"""Seconds to wait before a folder is asked again that fails or shows no claim."""
+"""Seconds to wait before a folder is asked again that fails, or lists less than was written."""
+LOOKS = (0.2, 0.5, 1.0, 2.0)
+"""Seconds to wait before a claim is looked for again that is not there, though nobody else's is."""
 PREFIX, CLAIM, ALIVE = ".owner-", ".json", ".alive"
 SHOWN = 200
 """Letters of a job's command that are kept."""
@@ -89,26 +91,21 @@ class Proof:
     location: str
     """How messages name the folder."""
     token: str
-
-    def holds(self) -> bool:
-        """Whether the claim is still there. A folder that cannot be asked now takes nothing from anybody."""
-        for pause in (0.0, *TRIES):
-            time.sleep(pause)
-            try:
-                if _is_there(self.filesystem, self._file(CLAIM)):
-                    return True
-            except (OSError, ArrowException):
-                return True
-        return False
+    _gone: list[str] = field(default_factory=list, repr=False, compare=False)
+    """Why it was lost, if it was."""
 
     def lost(self) -> str | None:
-        """Why the folder is no longer this job's; None if it is."""
-        if self.holds():
-            return None
-        with contextlib.suppress(OSError, ArrowException):
-            for token in self._listed(CLAIM) - {self.token}:
-                return f"{self.location}: was taken over by {self.of(token)._read() or UNKNOWN}"
-        return f"{self.location}: this job's claim ({PREFIX}{self.token}{CLAIM}) is gone, so another may own the folder"
+        """Why the folder is no longer this job's; None if it is.
+
+        A folder that cannot be asked now takes nothing from anybody, and neither does one answer that the claim is not
+        there, unless another's is. What was lost once is lost.
+        """
+        if not self._gone and not self._holds():
+            self._gone.append(self._why())
+        return self._gone[0] if self._gone else None
+
+    def holds(self) -> bool:
+        return self.lost() is None
 
     def check(self) -> None:
         """Raises LeaseLostError if the folder is no longer this job's."""
@@ -117,7 +114,7 @@ class Proof:
 
     def of(self, token: str) -> Proof:
         """Another's claim on the same folder."""
-        return replace(self, token=token)
+        return replace(self, token=token, _gone=[])
 
     def others(self) -> dict[str, Claim]:
         """Token -> claim of everyone else, once this one is among those that are listed.
@@ -158,6 +155,29 @@ class Proof:
         for ending in endings or (CLAIM, ALIVE):
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.delete_file(self._file(ending))
+
+    def _holds(self) -> bool:
+        for pause in (0.0, *LOOKS):
+            time.sleep(pause)
+            try:
+                if _is_there(self.filesystem, self._file(CLAIM)):
+                    return True
+                if self._owner() is not None:
+                    return False
+            except (OSError, ArrowException):
+                return True
+        return False
+
+    def _owner(self) -> Claim | None:
+        """Another's claim that owns the folder."""
+        found = (self.of(token)._read() for token in self._listed(CLAIM) - {self.token})
+        return next((claim for claim in found if claim is not None and claim.owns), None)
+
+    def _why(self) -> str:
+        with contextlib.suppress(OSError, ArrowException):
+            if (owner := self._owner()) is not None:
+                return f"{self.location}: was taken over by {owner}"
+        return f"{self.location}: this job's claim ({PREFIX}{self.token}{CLAIM}) is gone, so another may own the folder"
 
     def _file(self, ending: str) -> str:
         return f"{self.folder}/{PREFIX}{self.token}{ending}"

@@ -18,9 +18,12 @@ from seqtrack.cli import PROGRAMS, main
 from seqtrack.commands.program import TO_GO_ON, ProgramError, run_program
 from seqtrack.config import Config, ConfigError, load_config, recipe_names, setting_docs
 from seqtrack.environment import command
-from seqtrack.errors import Stopped
+from seqtrack.errors import LeaseLostError, Stopped
 from seqtrack.experiments import train as experiment
 from seqtrack.runs import checkpoint
+from seqtrack.runs.folder import RunFolder, write_settings
+from seqtrack.runs.history import FIRST_FILE
+from tests.checkpoints import save
 from tests.training.loops import train
 from tests.training.runs import REPOSITORY
 
@@ -261,10 +264,43 @@ def test_a_checkpoint_that_brings_its_settings_is_read_once(
 def test_a_run_goes_on_though_the_checkpoint_that_it_started_from_is_gone(
     begun: list[Config], tiny_config: Config, tmp_path: Path
 ) -> None:
-    train(tiny_config.with_settings({"TRAIN.EPOCH": 1}))
+    gone, run = tmp_path / "gone/checkpoint_epoch_0001", tmp_path / "runs/tiny"
+    save(tiny_config, run, 6, resumed_from={"path": str(gone), "step": 6})
+    write_settings(tiny_config, RunFolder.at(str(run)))
     (tmp_path / "tiny.yaml").write_text(tiny_config.to_yaml())
-    with pytest.raises(Begun):
-        main(["train", "--config", f"{tmp_path}/tiny.yaml", "--resume-from", "/gone/checkpoint_epoch_0001"])
+    named = [f"RUN.STORAGE_PATH={tmp_path}/runs", "RUN.NAME=tiny", "--allow-changed", "dataset"]
+    for settings in (["--config", f"{tmp_path}/tiny.yaml"], []):  # else they are in the run's own folder
+        with pytest.raises(Begun):
+            main(["train", *settings, *named, "--resume-from", str(gone)])
+    assert [(config.RUN.NAME, config.SEED) for config in begun] == [("tiny", tiny_config.SEED)] * 2
+
+
+def test_a_run_that_cannot_be_what_was_asked_for_ends_with_a_line(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder.of(tiny_config)
+    (tmp_path / "tiny.yaml").write_text(tiny_config.to_yaml())
+    command = ["train", "--config", f"{tmp_path}/tiny.yaml", "--allow-changed", "dataset"]
+    write_settings(tiny_config, run)
+    run.write(FIRST_FILE, "{}")
+    assert main(command) == 2
+    assert f"error: {run.location}: had checkpoints ({FIRST_FILE}: {{}}) and shows none" in capsys.readouterr().err
+    save(tiny_config, Path(run.path), 6)
+    assert main([*command, "--resume-from", "/nowhere/3"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --resume-from /nowhere/3: {run.location} began from no checkpoint, and goes on")
+    with run.owned():
+        assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {run.location}: belongs to another job: ") and said.count("\n") == 1
+    assert {path.name for path in Path(run.path).iterdir()} == {"checkpoint_epoch_0001", "config.yaml", FIRST_FILE}
+
+
+def test_a_job_that_lost_its_folder_says_so_and_not_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_program(end(LeaseLostError("runs/mine: was taken over by x")), "To go on: again") == 1
+    assert capsys.readouterr().err == (
+        "error: runs/mine: was taken over by x; this job has ended, and wrote nothing more there\n"
+    )
 
 
 def test_output_that_nobody_reads_to_its_end_is_no_error() -> None:

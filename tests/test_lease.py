@@ -50,6 +50,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, bucket: str) -> str:
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits are short."""
     monkeypatch.setattr(claims, "TRIES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(claims, "LOOKS", (0.01, 0.01, 0.01))
     monkeypatch.setattr(lease, "TRIES", (0.01, 0.01, 0.01))
     for name, seconds in (("TTL", 0.6), ("RENEWAL", 0.05), ("LOOK", 0.05), ("QUIET", 0.3)):
         monkeypatch.setattr(lease, name, seconds)

@@ -26,7 +26,8 @@ def check_origin(asked: str, own: OpenedCheckpoint, run: RunFolder) -> None:
     `asked`: what `--resume-from` says. What the run began from, and its own newest checkpoint, are fine.
     """
     origin = own.meta.get("resumed_from")
-    began = str(origin.get("path")) if isinstance(origin, dict) else None
+    path = origin.get("path") if isinstance(origin, dict) else None
+    began = path if isinstance(path, str) else None
     if asked.startswith(HUB):
         if began is not None and _is_hubs(asked, began, run):
             return

@@ -1,12 +1,18 @@
-"""Lets all ranks agree on when to act, and collects their values."""
+"""Lets all ranks agree on when to act, and collects their values; asks whether the run's folder is still this job's."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from seqtrack.runs.folder import RunFolder
+
+SECONDS_BETWEEN_CHECKS = 1.0
+"""How often a disk is asked whether the run's folder is still this job's."""
 
 
 class Agreement:
@@ -41,3 +47,19 @@ class Agreement:
         values = [None] * self._world_size if dist.get_rank() == 0 else None
         dist.gather_object(value, values, group=self._group)
         return values or []
+
+
+class OwnerCheck:
+    """Why the run's folder is no longer this job's, for a loop that asks in each step; empty if it is.
+
+    A disk is asked once a second, which takes microseconds. A store takes longer: `RaySink` asks it, beside the steps.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run, self._asked, self._reason = run, 0.0, ""
+
+    def __call__(self) -> str:
+        now = time.monotonic()
+        if self._run.local and not self._reason and now - self._asked > SECONDS_BETWEEN_CHECKS:
+            self._asked, self._reason = now, self._run.lost() or ""
+        return self._reason

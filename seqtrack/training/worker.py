@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -29,15 +28,13 @@ from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoin
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.history import note_first_checkpoint
 from seqtrack.runs.log import MetricsFile, RunLogHandler
+from seqtrack.training.coordination import OwnerCheck
 from seqtrack.training.loop import Ended, HopelessError, Surroundings, TrainingLoop, UnwritableError
 from seqtrack.training.slots import SlotGradients
 from seqtrack.training.state import TrainState, restore
 from seqtrack.training.step import Backward, backward, set_determinism
 
 logger = logging.getLogger("seqtrack.training")
-
-SECONDS_BETWEEN_CHECKS = 1.0
-"""How often a disk is asked whether the run's folder is still this job's."""
 
 
 @dataclass(frozen=True)
@@ -112,22 +109,6 @@ def train_worker(settings: dict[str, Any]) -> Ended:
         except HopelessError as error:
             logger.error("%s", error)
             return Ended(state.history, state.step, error=error)
-
-
-class OwnerCheck:
-    """Why the run's folder is no longer this job's, for a loop that asks in each step; empty if it is.
-
-    A disk is asked once a second, which takes microseconds. A store takes longer: `RaySink` asks it, beside the steps.
-    """
-
-    def __init__(self, run: RunFolder) -> None:
-        self._run, self._asked, self._reason = run, 0.0, ""
-
-    def __call__(self) -> str:
-        now = time.monotonic()
-        if self._run.local and not self._reason and now - self._asked > SECONDS_BETWEEN_CHECKS:
-            self._asked, self._reason = now, self._run.lost() or ""
-        return self._reason
 
 
 class NotWritten(BaseException):

@@ -18,10 +18,12 @@ from seqtrack.config import Config, parse_config
 from seqtrack.data.batches import HostBatch, StreamPlan, make_batches
 from seqtrack.data.open import open_data
 from seqtrack.data.triplets import TripletSource
+from seqtrack.lease import Lease
 from seqtrack.model.weights import Weights
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoint
 from seqtrack.runs.folder import RunFolder, write_settings
 from seqtrack.runs.log import MetricsFile, RunLogHandler
+from seqtrack.training.coordination import OwnerCheck
 from seqtrack.training.loop import Ended, Surroundings, TrainingLoop
 from seqtrack.training.slots import SlotGradients
 from seqtrack.training.state import TrainState, restore
@@ -62,14 +64,19 @@ def train(
     world_size: int = 1,
     weights: Weights | None = None,
     before: Callable[[TrainState], None] = lambda state: None,
+    lease: Lease | None = None,
     **outside: Any,
 ) -> Ended:
     """Trains the run that the settings name, in its folder. Raises what the loop raises.
 
-    `before` sees the state before the first step. `outside` replaces parts of the loop's surroundings.
+    `lease`: on the folder, which is given up as soon as another job has it. `before` sees the state before the first
+    step. `outside` replaces parts of the loop's surroundings.
     """
     run = RunFolder.of(config)
     run.create()
+    if lease is not None:
+        run = run.under(lease)
+        outside = {"reason_to_end": OwnerCheck(run), **outside}
     set_determinism(config.TRAIN.DETERMINISTIC)
     torch.set_num_threads(config.threads or 1)
     data = open_data(config)

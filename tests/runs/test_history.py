@@ -1,0 +1,144 @@
+"""A run whose folder says that it had checkpoints, and shows none, does not start over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import fs
+
+from seqtrack.config import Config
+from seqtrack.experiments.prepare import prepare
+from seqtrack.runs import history
+from seqtrack.runs.checkpoint import CheckpointError, StoredCheckpoint, newest_checkpoint
+from seqtrack.runs.evaluations import EVALUATIONS_FILE
+from seqtrack.runs.folder import RunFolder, write_settings
+from seqtrack.runs.history import FIRST_FILE, RAYS_LIST, note_first_checkpoint, own_checkpoint
+from seqtrack.runs.log import METRICS_FILE
+from tests.checkpoints import save
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits are short."""
+    monkeypatch.setattr(history, "LOOKS", (0.0, 0.0, 0.0))
+
+
+@pytest.fixture
+def run(tiny_config: Config) -> RunFolder:
+    """A run that was started and has no checkpoint."""
+    run = RunFolder.of(tiny_config)
+    write_settings(tiny_config, run)
+    return run
+
+
+def rays_list(*names: str) -> str:
+    return json.dumps({"checkpoint_results": [{"checkpoint_dir_name": name} for name in names]})
+
+
+def records(*epoch_ends: int, last: int) -> str:
+    """A `metrics.jsonl` of `last` records, of which some end an epoch."""
+    ends = {step: {"epoch/loss": 1.0} for step in epoch_ends}
+    return "".join(json.dumps({"step": step, **ends.get(step, {})}) + "\n" for step in range(1, last + 1))
+
+
+HAD = {
+    "noted": {FIRST_FILE: '{"name": "checkpoint_epoch_0001"}'},
+    "note cut off": {FIRST_FILE: ""},
+    "listed by Ray": {RAYS_LIST: rays_list("checkpoint_epoch_0001")},
+    "Ray's list cut off": {RAYS_LIST: '{"checkpoint_res'},
+    "measured": {EVALUATIONS_FILE: "{}\n"},
+    "three epochs": {METRICS_FILE: records(6, 12, last=14)},
+}
+HAD_NOT: dict[str, dict[str, str]] = {
+    "nothing": {},
+    "killed in the first epoch": {METRICS_FILE: records(last=5)},
+    "killed before the first checkpoint was whole": {METRICS_FILE: records(6, last=8)},
+    "killed before the second began": {METRICS_FILE: records(6, 12, last=12)},
+}
+
+
+@pytest.mark.parametrize("files", HAD.values(), ids=HAD.keys())
+def test_a_run_that_had_checkpoints_does_not_start_over(
+    run: RunFolder, tiny_config: Config, files: dict[str, str]
+) -> None:
+    for name, text in files.items():
+        run.write(name, text)
+    with pytest.raises(CheckpointError) as refusal:
+        prepare(tiny_config)
+    said = str(refusal.value)
+    assert said.startswith(f"{run.location}: had checkpoints ({next(iter(files))}") and "mounted" in said
+    assert said.endswith("Another RUN.NAME, or removing the folder, starts over")
+    for name, text in files.items():
+        assert run.read_text(name) == text
+
+
+@pytest.mark.parametrize("files", HAD_NOT.values(), ids=HAD_NOT.keys())
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_at_step_0(
+    run: RunFolder, tiny_config: Config, files: dict[str, str]
+) -> None:
+    for name, text in files.items():
+        run.write(name, text)
+    assert prepare(tiny_config).start is None
+
+
+def test_the_first_checkpoint_is_noted_once(run: RunFolder) -> None:
+    note_first_checkpoint(StoredCheckpoint(run, "checkpoint_epoch_0001"))
+    note_first_checkpoint(StoredCheckpoint(run, "checkpoint_epoch_0002"))
+    assert run.read_json(FIRST_FILE) == {"name": "checkpoint_epoch_0001"}
+
+
+class Faulty:
+    """Answers a few times in another way, then as before."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: list[Any]) -> None:
+        self._answers: Iterator[Any] = iter(answers)
+        monkeypatch.setattr(history, "newest_checkpoint", self)
+
+    def __call__(self, run: RunFolder) -> StoredCheckpoint | None:
+        answer = next(self._answers, newest_checkpoint)
+        if isinstance(answer, OSError):
+            raise answer
+        found: StoredCheckpoint | None = answer(run)
+        return found
+
+
+def empty(run: RunFolder) -> None:
+    return None
+
+
+def old(run: RunFolder) -> StoredCheckpoint:
+    return StoredCheckpoint(run, "checkpoint_epoch_0001")
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [[empty], [empty, empty], [OSError("timed out")], [OSError("timed out"), empty], [old], [old] * 9, [empty] * 9],
+    ids=["empty", "twice", "fails", "both", "old", "stays old", "stays empty"],
+)
+def test_a_list_that_lacks_checkpoints_for_a_while_changes_nothing(
+    run: RunFolder, tiny_config: Config, monkeypatch: pytest.MonkeyPatch, answers: list[Callable[..., Any]]
+) -> None:
+    for step in (6, 12):
+        save(tiny_config, Path(run.path), step)
+    run.write(RAYS_LIST, rays_list("checkpoint_epoch_0001", "checkpoint_epoch_0002"))
+    Faulty(monkeypatch, answers)
+    assert own_checkpoint(run) == StoredCheckpoint(run, "checkpoint_epoch_0002")
+
+
+def test_a_checkpoint_that_was_removed_by_hand_is_not_waited_for(run: RunFolder, tiny_config: Config) -> None:
+    save(tiny_config, Path(run.path), 6)
+    run.write(RAYS_LIST, rays_list("checkpoint_epoch_0001", "checkpoint_epoch_0002"))
+    assert own_checkpoint(run) == StoredCheckpoint(run, "checkpoint_epoch_0001")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    run: RunFolder, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Faulty(monkeypatch, [OSError("timed out")] * 9)
+    with pytest.raises(CheckpointError, match=rf"^{run.location}: cannot be read \(timed out\)$"):
+        prepare(tiny_config)
+    assert isinstance(run.filesystem, fs.LocalFileSystem)
