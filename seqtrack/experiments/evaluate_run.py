@@ -20,9 +20,10 @@ from seqtrack.failures import explain
 from seqtrack.integrations.store_uri import EVALUATION
 from seqtrack.locations import child
 from seqtrack.reports.evaluation_tables import TrackerFacts
-from seqtrack.runs.checkpoint import NAME, whole_checkpoints
+from seqtrack.runs.checkpoint import whole_checkpoints
 from seqtrack.runs.evaluations import CheckpointScores, add_evaluation, read_evaluations
 from seqtrack.runs.folder import RunFolder
+from seqtrack.sums import NAME
 from seqtrack.tracker.load import load_trained
 
 logger = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ class RunEvaluation:
             logger.warning("Evaluation : %s is not measured: %s", name, self.problem)
 
     def _measure(self, name: str) -> None:
-        trained = load_trained(f"{self._run.location}/{name}")
+        trained = load_trained(child(self._run.location, name))
         known = {one.key for one in read_evaluations(self._run)}
         for data in self._benchmarks:
             if (name, series_of(data)) in known:

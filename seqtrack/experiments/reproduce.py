@@ -27,14 +27,10 @@ from seqtrack.locations import absolute, child
 from seqtrack.model.weights import Weights, read_weights
 from seqtrack.reports.comparison import Comparison, compare
 from seqtrack.reports.report import verdict, write_report
-from seqtrack.runs.checkpoint import (
-    CheckpointError,
-    StoredCheckpoint,
-    checkpoint_name,
-    whole_checkpoints,
-)
+from seqtrack.runs.checkpoint import StoredCheckpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder, open_run
 from seqtrack.runs.record import Phase, read_phase
+from seqtrack.sums import CheckpointError, checkpoint_name
 from seqtrack.training.loop import HopelessError
 from seqtrack.training.trainer import explain_failure
 from seqtrack.transfer import send
@@ -154,7 +150,7 @@ def comparison_metrics(comparison: Comparison | None) -> dict[str, float]:
 def models_to_show(run1: RunFolder, phase1: Phase, phase2: Phase | None) -> list[tuple[str, Weights]]:
     """Titles and weights: phase 1 after its first epoch, and both phases at their ends."""
     first = phase1.checkpoints[0]
-    with StoredCheckpoint(run1, first.name).local() as directory:
+    with StoredCheckpoint(run1, first.name).verified() as (directory, _):
         models = [(title(phase1, first.step), read_weights(directory))]
     return models + [(title(phase, len(phase.steps)), phase.weights) for phase in (phase1, phase2) if phase is not None]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import ray
 
+from seqtrack.address import SCHEME
 from seqtrack.cluster.connect import join_cluster
 from seqtrack.cluster.resources import Resources, cluster_resources, plan_resources
 from seqtrack.cluster.stop import StopOnSignal
@@ -73,7 +74,7 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
     resources = plan_resources(config, cluster_resources())
     write_settings(config, run)
     start = prepared.start.stored if prepared.start is not None else None
-    if start is not None and start.run.location.startswith(hub.SCHEME):
+    if start is not None and start.run.location.startswith(SCHEME):
         start = keep_start(start, run)
 
     tags = run_tags(config, prepared.data.mixture.fingerprint)
