@@ -50,9 +50,14 @@ if TYPE_CHECKING:
 SCHEME = "hf://"
 FOLDER = "checkpoints"
 """The folder of a repository on the Hub that has a run's checkpoints."""
-GRAMMAR = "a run, RUN/3 (after its epoch 3), RUN/latest, a checkpoint or hf://user/repo is needed"
 
 Wanted = Literal["model", "checkpoint"]
+
+GRAMMAR: dict[Wanted, str] = {
+    "checkpoint": "a run, RUN/3 (after its epoch 3), RUN/latest, a checkpoint or hf://user/repo is needed",
+    "model": "a run, RUN/3 (after its epoch 3), a checkpoint, hf://user/repo or a file of weights is needed",
+}
+"""What errors say of addresses."""
 
 
 class Tree(Protocol):
@@ -192,7 +197,7 @@ def _lead(tree: Tree, path: str, shown: str, wanted: Wanted) -> tuple[str, bool]
         if is_a_file and wanted == "model":
             return path, False
         if is_a_file:
-            raise CheckpointError(f"{shown}: is a file; {GRAMMAR}")
+            raise CheckpointError(f"{shown}: is a file; {GRAMMAR[wanted]}")
         if tree.has(f"{path}/{MODEL_FILE}"):
             of_a_run = tree.has(f"{path}/{META_FILE}") or tree.has(f"{path}/{STATE_FILE}")
             if of_a_run and not tree.has(f"{path}/{SETTINGS_FILE}"):
@@ -216,7 +221,7 @@ def _what_is_there(tree: Tree, folder: str, wanted: Wanted) -> str:
     nothing = "no finished checkpoint there"
     if not names:
         missing = "no such file or folder" if wanted == "model" else f"{nothing}: no such folder, or an empty one"
-        return f"{missing}; {GRAMMAR}"
+        return f"{missing}; {GRAMMAR[wanted]}"
     if unfinished := in_order(names):
         return f"{nothing}: {unfinished[-1]} has no {SUMS_FILE}, so it is unfinished or damaged"
     if "trials" in names:
@@ -225,7 +230,7 @@ def _what_is_there(tree: Tree, folder: str, wanted: Wanted) -> str:
     if "phase1" in names:
         return f"{nothing}: it is the folder of `seqtrack reproduce`; {folder}/phase1 is a run"
     if _is_data_set(tree, folder, names):
-        return f"{nothing}: it is a data set; {GRAMMAR}"
+        return f"{nothing}: it is a data set; {GRAMMAR[wanted]}"
     if parts := [name for name in names if name.endswith(".index.json")]:
         return f"holds weights in several files, listed in {parts[0]}: one file with all of them is needed"
     if SETTINGS_FILE in names:
@@ -302,7 +307,7 @@ def _find_on_hub(address: str, wanted: Wanted) -> Place:
     if fault := repository_fault(repo_id):
         raise CheckpointError(f"{address}: {SCHEME} {repo_id!r}: {fault}")
     if user in ("datasets", "spaces"):
-        raise CheckpointError(f"{address}: {user} have no model; {GRAMMAR}")
+        raise CheckpointError(f"{address}: {user} have no model; {GRAMMAR[wanted]}")
     with _named(address):
         tree = _OnHub(Repository.open(repo_id, unquote(revision) or None))
         found, checkpoint = _lead(tree, f"/{path.strip('/')}".rstrip("/"), address, wanted)

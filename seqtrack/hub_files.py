@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -111,12 +112,12 @@ def _or_cached(ask: Callable[[], Answer], cached: Callable[[], Answer], what: st
     except Exception as error:  # of the network, of a proxy, of the client's own settings
         if _status(error) is not None and not _is_passing(error):
             raise  # it answered: there is no such repository, the token may not read it
-        try:
-            found = cached()
-        except Exception:  # the cache has nothing, or not all of it; why the Hub was not reached says more
-            raise error from None
-        logger.warning("%s: the Hub cannot be reached (%s); what was fetched earlier is used", what, explain(error))
+        failure = error
+    with suppress(Exception):  # the cache has nothing, or not all of it: why the Hub was not reached says more
+        found = cached()
+        logger.warning("%s: the Hub cannot be reached (%s); what was fetched earlier is used", what, explain(failure))
         return found
+    raise failure
 
 
 def fetch_file(repo_id: str, name: str) -> Path:

@@ -38,5 +38,5 @@ def on_this_machine(location: str) -> Path:
     """Raises InputError for a URI of an object store."""
     path = absolute(location)
     if is_uri(path):
-        raise InputError(f"{location}: is no file of this machine; copy it here first")
+        raise InputError(f"{location}: is no file of this machine; name one here")
     return Path(path)
