@@ -202,16 +202,17 @@ def starting_weights(config: Config) -> tuple[Weights, str]:
     """
     if config.MODEL.WEIGHTS is None and config.MODEL.ENCODER.PRETRAIN_TYPE == "scratch":
         return {}, "random"
-    with torch.device("meta"):
-        wanted = build_model(config).state_dict()
     if config.MODEL.WEIGHTS is not None:
         weights, source = _named_weights(config.MODEL.WEIGHTS)
-        _check_fit(f"MODEL.WEIGHTS {source}", weights, wanted)
-        return weights, source
-    path, source = _pretrained_encoder(config)
-    wanted = {name: tensor for name, tensor in wanted.items() if name.startswith(ENCODER)}
-    weights = fit_encoder(read_weights(path), config.DATA.SEARCH.SIZE // 16, config.DATA.TEMPLATE.SIZE // 16, source)
-    _check_fit(source, weights, wanted)
+        setting, start = f"MODEL.WEIGHTS {source}", ""
+    else:
+        path, source = _pretrained_encoder(config)
+        setting, start = source, ENCODER
+        grids = config.DATA.SEARCH.SIZE // 16, config.DATA.TEMPLATE.SIZE // 16
+        weights = fit_encoder(read_weights(path), *grids, source)
+    with torch.device("meta"):  # after the weights were found: the first model of a process takes seconds to build
+        wanted = build_model(config).state_dict()
+    _check_fit(setting, weights, {name: tensor for name, tensor in wanted.items() if name.startswith(start)})
     return weights, source
 
 
