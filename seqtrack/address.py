@@ -43,6 +43,7 @@ from seqtrack.sums import (
     verify_file,
     whole_names,
 )
+from seqtrack.transfer import fetch, fetch_file
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -134,7 +135,7 @@ def bring(filesystem: fs.FileSystem, path: str) -> Iterator[Path]:
         yield Path(path)
         return
     with tempfile.TemporaryDirectory() as directory:
-        fs.copy_files(path, directory, filesystem, fs.LocalFileSystem())
+        fetch(filesystem, path, Path(directory))
         yield Path(directory)
 
 
@@ -153,7 +154,7 @@ def _bring_file(filesystem: fs.FileSystem, path: str) -> Iterator[Path]:
         target.mkdir()
         for beside in (name, SETTINGS_FILE, SUMS_FILE):
             if beside == name or is_file(filesystem, f"{folder}/{beside}"):
-                fs.copy_files(f"{folder}/{beside}", str(target / beside), filesystem, fs.LocalFileSystem())
+                fetch_file(filesystem, f"{folder}/{beside}", target / beside)
         yield target / name
 
 

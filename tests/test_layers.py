@@ -13,19 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "seqtrack"
 FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 LAYERS = [
     {
-        *(
-            "__init__",
-            "errors",
-            "failures",
-            "environment",
-            "locations",
-            "files",
-            "patience",
-            "transfer",
-            "boxes",
-            "tokens",
-        ),
-        *("address", "sums", "meta", "hub_files"),
+        *("__init__", "errors", "failures", "environment", "locations", "files", "patience", "transfer"),
+        *("meta", "sums", "hub_files", "address", "boxes", "tokens"),
     },
     {"config"},
     {"model", "data"},
