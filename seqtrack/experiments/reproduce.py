@@ -27,7 +27,7 @@ from seqtrack.locations import absolute, child
 from seqtrack.model.weights import Weights, read_weights
 from seqtrack.reports.comparison import Comparison, compare
 from seqtrack.reports.report import verdict, write_report
-from seqtrack.runs.checkpoint import StoredCheckpoint, whole_checkpoints
+from seqtrack.runs.checkpoint import StoredCheckpoint, newest_checkpoint, open_checkpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder, open_run
 from seqtrack.runs.record import Phase, read_phase
 from seqtrack.sums import CheckpointError, checkpoint_name
@@ -131,11 +131,18 @@ def is_reproduced(comparison: Comparison | None) -> bool:
 
 
 def find_run(location: str) -> RunFolder:
-    """The folder of a run that was given. Raises CheckpointError."""
+    """The folder of a run that was given, whose newest checkpoint is verified before anything is made.
+
+    Raises InputError.
+    """
     try:
-        return RunFolder.at(absolute(location))
+        run = RunFolder.at(absolute(location))
+        newest = newest_checkpoint(run)
     except (OSError, ArrowException) as error:
         raise CheckpointError(f"{location}: cannot be read ({error})") from error
+    if newest is not None:
+        open_checkpoint(newest)
+    return run
 
 
 def comparison_metrics(comparison: Comparison | None) -> dict[str, float]:
