@@ -137,6 +137,17 @@ def check_name(name: str) -> None:
         )
 
 
+def without_user(uri: str) -> str:
+    """The address without the user and password in front."""
+    return uri.lstrip("/").rpartition("@")[2]
+
+
+def shown(uri: str) -> str:
+    """The URI, whatever is wrong with it, without a user and password."""
+    before, at, host = uri.rpartition("@")
+    return f"{before.partition('://')[0]}://…@{host}" if at and "://" in before else f"…@{host}" if at else uri
+
+
 def _from_home(path: str) -> Path:
     """The path, with `~` at its beginning replaced. `./~` is the folder of that name, as is `~x` where no user is x."""
     try:

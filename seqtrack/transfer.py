@@ -60,6 +60,12 @@ def fetch(filesystem: fs.FileSystem, source: str, folder: Path) -> None:
             patiently(partial(_fetch_file, filesystem, info, path), info.path)
 
 
+def fetch_file(filesystem: fs.FileSystem, source: str, target: Path) -> None:
+    """Copies one file to this machine, and compares its size. Raises OSError."""
+    info = patiently(lambda: filesystem.get_file_info(source), source)
+    patiently(partial(_fetch_file, filesystem, info, target), source)
+
+
 def _fetch_file(filesystem: fs.FileSystem, info: fs.FileInfo, path: Path) -> None:
     with filesystem.open_input_stream(info.path) as source, path.open("wb") as sink:
         shutil.copyfileobj(source, sink, CHUNK)

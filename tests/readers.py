@@ -48,6 +48,7 @@ from seqtrack.runs.log import METRICS_FILE, MetricsFile
 from seqtrack.runs.record import read_phase
 from seqtrack.sweeps.results import TRIAL_FILE, TrialNote, read_trials, write_note
 from seqtrack.training.state import TrainState, load_generators
+from tests.checkpoints import make_meta
 from tests.checkpoints import save as save_checkpoint
 from tests.evaluation.trees import BOX, write_got10k
 from tests.evaluation.trees import write as put
@@ -221,6 +222,11 @@ def results(folder: Path) -> Reader:
     run.write(METRICS_FILE, "".join(json.dumps({"step": step, "time": 1.0, "loss": 0.5}) + "\n" for step in range(3)))
     files = [run.file(name) for name in ("config.yaml", MIRROR_FILE, METRICS_FILE)]
     files.append(sweep.child("trials").child("LR=1").file(TRIAL_FILE))
+    checkpoint = Path(sweep.path, "trials/LR=1/checkpoint_epoch_0001")
+    checkpoint.mkdir()
+    (checkpoint / SUMS_FILE).touch()
+    (checkpoint / "meta.json").write_text(json.dumps(make_meta()))
+    files.append(str(checkpoint / "meta.json"))
     originals = [Original(Path(file).name, Path(file).read_bytes(), partial(write, Path(file))) for file in files]
 
     def read() -> None:

@@ -12,8 +12,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "seqtrack"
 FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 LAYERS = [
-    {"__init__", "errors", "failures", "environment", "locations", "patience", "files", "transfer", "boxes", "tokens"}
-    | {"claims", "lease"},
+    {
+        *("__init__", "errors", "failures", "environment", "locations", "patience", "files", "transfer"),
+        *("claims", "lease", "meta", "sums", "hub_files", "address", "boxes", "tokens"),
+    },
     {"config"},
     {"model", "data"},
     {"runs", "cluster", "evaluation"},
@@ -35,7 +37,7 @@ WITH_RAY = (
     "sweeps/",
     "commands/",
 )
-WITH_MLFLOW_AND_HUB = ("integrations/", "commands/")
+WITH_MLFLOW_AND_HUB = ("integrations/", "commands/", "hub_files")
 WITH_ONNX = ("tracker/export",)
 WITH_TRAX = ("tracker/vot",)
 LAZY = {("model/seqtrack", "model/weights")}
@@ -76,7 +78,7 @@ def test_only_some_rooms_know_ray_mlflow_the_hub_onnx_and_trax(name: str) -> Non
     roots = {module.partition(".")[0] for module in imported_modules(name)}
     if not name.startswith(WITH_RAY):
         assert "ray" not in roots
-    if not name.startswith(WITH_MLFLOW_AND_HUB) and name != "model/weights":
+    if not name.startswith(WITH_MLFLOW_AND_HUB):
         assert not roots & {"mlflow", "huggingface_hub"}
     if name not in WITH_ONNX:
         assert not roots & {"onnx", "onnxruntime", "onnxscript"}

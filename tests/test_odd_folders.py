@@ -121,9 +121,9 @@ def test_weights_are_converted_in_it(folder: Path, written: Written, tiny_config
     assert read_weights(folder / "b.pth").keys() == read_weights(folder / "a.safetensors").keys()
 
 
-def test_a_file_in_an_object_store_is_not_converted(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["convert-weights", "s3://bucket/a.pth", "b.pth"]) == 2
-    assert capsys.readouterr().err == "error: s3://bucket/a.pth: is no file of this machine; copy it here first\n"
+def test_weights_are_not_written_into_an_object_store(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert-weights", "a.pth", "s3://bucket/b.pth"]) == 2
+    assert capsys.readouterr().err == "error: s3://bucket/b.pth: is no file of this machine; name one here\n"
 
 
 def test_a_run_that_is_called_like_an_epoch_is_found(tiny_config: Config) -> None:

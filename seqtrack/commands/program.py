@@ -147,7 +147,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     """Adds what programs take that work with a trained model: `--weights` and `--config`."""
     parser.add_argument(
         "--weights", metavar="SOURCE", required=True,
-        help="a run, a checkpoint, hf://user/repo, or a file of weights (.pth.tar, .safetensors) with --config",
+        help="a run, RUN/3, a checkpoint, hf://user/repo, or a file of weights (.pth.tar, .safetensors) with --config",
     )  # fmt: skip
     parser.add_argument("--config", metavar="NAME|FILE", help="settings of a file of weights")
 

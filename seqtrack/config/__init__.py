@@ -1,7 +1,6 @@
 """Every setting of a run: its type, its default, its meaning, and the checks that need no data."""
 
 from seqtrack.config.config import (
-    SETTINGS_FILE,
     Config,
     ConfigError,
     key_of,
@@ -24,6 +23,7 @@ from seqtrack.config.settings import (
 )
 from seqtrack.config.supported import check_supported
 from seqtrack.config.values import kind_of, kind_within
+from seqtrack.sums import SETTINGS_FILE
 
 __all__ = [
     "SETTINGS_FILE",

@@ -23,9 +23,6 @@ class ConfigError(InputError):
     """A setting that cannot be used. The message names the file, the key and what would be right."""
 
 
-SETTINGS_FILE = "config.yaml"
-"""File with the settings of a run: in its folder, its repository on the Hub, and its MLflow artifacts."""
-
 MOST_SHOWN = 5
 """Most mistakes that one message names."""
 LONGEST_SHOWN = 100

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 from seqtrack.config.config import Config, ConfigError
 from seqtrack.errors import did_you_mean
+from seqtrack.hub_files import repository_fault
+from seqtrack.locations import shown, without_user
 
 STORE_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
@@ -65,15 +67,8 @@ def named_experiment(config: Config) -> tuple[str, str]:
 
 def check_repository(setting: str, repo_id: str) -> None:
     """Raises ConfigError unless this can be a repository on the Hub, by the rule of `huggingface_hub`."""
-    if _is_repository(repo_id):
-        return
-    without_server = re.sub(r"^(?:\w+:/+)?(?:(?:www\.)?(?:huggingface\.co|hf\.co)/)?", "", repo_id.strip())
-    candidate = "/".join(re.sub(r"^(?:datasets|models)/", "", without_server).split("/")[:2])
-    hint = f"; did you mean {candidate}?" if _is_repository(candidate) else ""
-    raise ConfigError(
-        f"{setting} {repo_id!r}: not a repository of the Hub: user/name, each of at most 96 letters, digits, `-`, `_` "
-        f"and `.`, with no `--` or `..`, and none of `-`, `.`, `.git` at an end{hint}"
-    )
+    if fault := repository_fault(repo_id):
+        raise ConfigError(f"{setting} {repo_id!r}: {fault}")
 
 
 def check_hub_variables() -> None:
@@ -86,12 +81,6 @@ def check_hub_variables() -> None:
             _ = urlsplit(f"//{without_user(endpoint.partition('://')[2])}").port
         except ValueError as error:
             raise ConfigError(f"HF_ENDPOINT {shown(endpoint)!r}: {error}") from error
-
-
-def _is_repository(repo_id: str) -> bool:
-    part = r"[a-zA-Z0-9_](?:[\w.-]{0,94}[a-zA-Z0-9_])?"
-    fits = re.fullmatch(f"{part}/{part}", repo_id, re.ASCII) is not None
-    return fits and "--" not in repo_id and ".." not in repo_id and not repo_id.endswith(".git")
 
 
 def _check_tag(key: str) -> None:
@@ -162,14 +151,3 @@ def _database_fault(uri: str, kind: str) -> str | None:
 def _plugins() -> set[str]:
     """The schemes of stores that other installed packages bring."""
     return {entry.name for entry in metadata.entry_points(group="mlflow.tracking_store")}
-
-
-def without_user(uri: str) -> str:
-    """The address without the user and password in front."""
-    return uri.lstrip("/").rpartition("@")[2]
-
-
-def shown(uri: str) -> str:
-    """The URI, whatever is wrong with it, without a user and password."""
-    before, at, host = uri.rpartition("@")
-    return f"{before.partition('://')[0]}://…@{host}" if at and "://" in before else f"…@{host}" if at else uri

@@ -81,7 +81,8 @@ class ModelConfig(Section):
     DECODER: DecoderConfig = DecoderConfig()
     # ours
     WEIGHTS: Location | None = None
-    """SeqTrack weights to start from: a published checkpoint, a `.safetensors` file or a run's checkpoint folder."""
+    """SeqTrack weights to start from: a file of weights (`.pth.tar`, `.safetensors`), a run, `RUN/3`, a checkpoint or
+    `hf://user/repo`."""
 
     @model_validator(mode="after")
     def _check_width(self) -> Self:

@@ -290,21 +290,21 @@ def check_hub(config: Config) -> str:
 
 
 def check_weights(config: Config) -> str:
-    source, setting = config.MODEL.WEIGHTS, "MODEL.WEIGHTS"
+    source = config.MODEL.WEIGHTS
     if source is None and config.MODEL.ENCODER.PRETRAIN_TYPE == "scratch":
         return "random"
-    if source is None:
-        source, setting = config.MODEL.ENCODER.PRETRAIN_FILE, "MODEL.ENCODER.PRETRAIN_FILE"
+    source = source or config.MODEL.ENCODER.PRETRAIN_FILE
     if source is None or is_uri(as_path(source)):
         raise Note(f"read when a run starts: {source or 'those of the encoder, from the Hub'}")
     file = Path(lasting(source))
-    if not file.exists():
-        raise Unfit(f"{setting} {source}: there is no such file or folder", "where the weights are")
-    if file.stat().st_size > MOST_WEIGHTS:
+    if file.is_file() and file.stat().st_size > MOST_WEIGHTS:
         raise Note(f"read when a run starts: {source}, {file.stat().st_size / 2**20:,.0f} MiB")
-    from seqtrack.model.weights import starting_weights
+    from seqtrack.model.weights import WeightsError, starting_weights
 
-    return starting_weights(config)[1]
+    try:
+        return starting_weights(config)[1]
+    except WeightsError as error:
+        raise Unfit(str(error), "where the weights are") from error
 
 
 def check_data(config: Config) -> str:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from safetensors.torch import save
 
+from seqtrack.address import FOLDER, SCHEME, checkpoints, find
 from seqtrack.config import Config
 from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import BenchmarkData
@@ -26,14 +27,14 @@ from seqtrack.files import is_file, read_text, write_atomically
 from seqtrack.integrations.mirror_state import MirrorState
 from seqtrack.integrations.mlflow_store import log_evaluation
 from seqtrack.lease import OwnedError
-from seqtrack.locations import absolute, as_path, child, filesystem_at, is_uri, parent
-from seqtrack.model.file_kinds import MODEL_FILE, SUFFIXES
+from seqtrack.locations import absolute, child, filesystem_at, parent
+from seqtrack.model.file_kinds import SUFFIXES
 from seqtrack.reports.evaluation import write_evaluation_report
 from seqtrack.reports.evaluation_tables import TrackerFacts
-from seqtrack.runs.checkpoint import NAME, StoredCheckpoint, find_checkpoint, whole_checkpoints
+from seqtrack.runs.checkpoint import StoredCheckpoint
 from seqtrack.runs.evaluations import EVALUATIONS_FILE, CheckpointScores, add_evaluation
-from seqtrack.runs.folder import RunFolder
-from seqtrack.tracker.load import SCHEME, TrainedModel
+from seqtrack.sums import NAME
+from seqtrack.tracker.load import TrainedModel
 from seqtrack.tracker.settings import TrackerSettings
 from seqtrack.transfer import send
 
@@ -64,14 +65,7 @@ def expand(sources: Sequence[str]) -> list[str]:
     """
     expanded: list[str] = []
     for source in sources:
-        if not source.endswith("/*"):
-            expanded.append(resolve(source))
-            continue
-        run = RunFolder.at(absolute(source.removesuffix("/*")))
-        names = whole_checkpoints(run)
-        if not names:
-            raise InputError(f"{source}: {run.location} holds no checkpoints")
-        expanded += [f"{run.location}/{name}" for name in names]
+        expanded += checkpoints(source.removesuffix("/*")) if source.endswith("/*") else [resolve(source)]
     named: dict[str, str] = {}
     for source in dict.fromkeys(expanded):
         other = named.setdefault(tracker_name(source), source)
@@ -84,30 +78,25 @@ def expand(sources: Sequence[str]) -> list[str]:
 
 
 def resolve(source: str) -> str:
-    """The place of a model: of the checkpoint itself, where `source` means one of a run's.
+    """The address of exactly the model that is meant: of a checkpoint, where `source` means one of a run's.
 
     Raises InputError for a place that holds no model, as far as that shows without reading it.
     """
-    if source.startswith(SCHEME):
-        return source
-    place = Path(as_path(source)).expanduser()
-    if not is_uri(source) and (place.is_file() or place.suffix in SUFFIXES):
-        if not place.is_file():
-            raise InputError(f"{source}: no such file")
-        if place.suffix not in SUFFIXES:
-            raise InputError(f"{source}: is no file of weights; 'RUN/*', in quotes, means all checkpoints of a run")
-    elif is_uri(source) or not (place / MODEL_FILE).is_file():
-        stored = find_checkpoint(source)
-        return child(stored.run.location, stored.name)
-    return source
+    place = find(source)
+    name = parent(place.location)[1]
+    if not place.checkpoint and not name.endswith(SUFFIXES):
+        raise InputError(f"{source}: is no file of weights; 'RUN/*', in quotes, means all checkpoints of a run")
+    return place.location if place.checkpoint else source
 
 
 def tracker_name(source: str) -> str:
     """What a model is called after its place: `demo-0010` after `runs/demo/checkpoint_epoch_0010`."""
-    around, name = parent(source.removeprefix("hf://").rstrip("/"))
+    around, name = parent(source.removeprefix(SCHEME).rstrip("/"))
     found = NAME.fullmatch(name)
     if not found:
         return name.removesuffix(".tar").rpartition(".")[0] or name
+    if parent(around)[1] == FOLDER:  # in a repository on the Hub
+        around = parent(around)[0]
     return f"{parent(around)[1]}-{'-'.join(part for part in found.groups() if part)}"
 
 

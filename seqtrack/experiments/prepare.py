@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyarrow import ArrowException, fs
+from pyarrow import ArrowException
 
 from seqtrack.cluster.resources import Resources
 from seqtrack.config import Config, SyntheticConfig, check_supported
@@ -18,13 +18,11 @@ from seqtrack.data.datasets.synthetic_sets import ensure_synthetic_set
 from seqtrack.data.open import Data, open_data
 from seqtrack.evaluation.benchmarks import BenchmarkData
 from seqtrack.experiments.benchmarks import SYNTHETIC, open_for_run
-from seqtrack.integrations import hub
 from seqtrack.locations import absolute, lasting
 from seqtrack.model.seqtrack import build_model
 from seqtrack.model.weights import Weights, starting_weights
 from seqtrack.runs.checkpoint import (
     SUMS_FILE,
-    CheckpointError,
     OpenedCheckpoint,
     StoredCheckpoint,
     find_checkpoint,
@@ -35,6 +33,7 @@ from seqtrack.runs.folder import RunFolder, open_run
 from seqtrack.runs.history import own_checkpoint
 from seqtrack.runs.log import append_to_log
 from seqtrack.runs.origin import LOCATION_FILE, START, check_origin
+from seqtrack.sums import CheckpointError
 from seqtrack.transfer import send
 
 
@@ -143,14 +142,7 @@ def _settle_root(name: str, place: str, made_up: SyntheticConfig) -> str:
 
 
 def open_start(location: str) -> OpenedCheckpoint:
-    """The checkpoint that a path or URI means (as `find_checkpoint`), verified. Raises CheckpointError.
-
-    One on the Hub (`hf://user/repo/checkpoints/NAME`) is downloaded to this machine.
-    """
-    if location.startswith(hub.SCHEME):
-        folder = hub.fetch_checkpoint(location)
-        run = RunFolder(fs.LocalFileSystem(), str(folder.parent), location)
-        return open_checkpoint(StoredCheckpoint(run, folder.name))
+    """The checkpoint that an address means (`seqtrack.address`), verified. Raises InputError."""
     return open_checkpoint(find_checkpoint(location))
 
 

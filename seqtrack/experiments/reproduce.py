@@ -29,14 +29,10 @@ from seqtrack.locations import absolute, child, lasting
 from seqtrack.model.weights import Weights, read_weights
 from seqtrack.reports.comparison import Comparison, compare
 from seqtrack.reports.report import verdict, write_report
-from seqtrack.runs.checkpoint import (
-    CheckpointError,
-    StoredCheckpoint,
-    checkpoint_name,
-    whole_checkpoints,
-)
+from seqtrack.runs.checkpoint import StoredCheckpoint, newest_checkpoint, open_checkpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder, open_run, own_run
 from seqtrack.runs.record import Phase, read_phase
+from seqtrack.sums import CheckpointError, checkpoint_name
 from seqtrack.training.loop import HopelessError
 from seqtrack.training.trainer import explain_failure
 from seqtrack.transfer import send
@@ -155,11 +151,18 @@ def is_reproduced(comparison: Comparison | None) -> bool:
 
 
 def find_run(location: str) -> RunFolder:
-    """The folder of a run that was given. Raises CheckpointError."""
+    """The folder of a run that was given, whose newest checkpoint is verified before anything is made.
+
+    Raises InputError.
+    """
     try:
-        return RunFolder.at(absolute(location))
+        run = RunFolder.at(absolute(location))
+        newest = newest_checkpoint(run)
     except (OSError, ArrowException) as error:
         raise CheckpointError(f"{location}: cannot be read ({error})") from error
+    if newest is not None:
+        open_checkpoint(newest)
+    return run
 
 
 def comparison_metrics(comparison: Comparison | None) -> dict[str, float]:
@@ -174,7 +177,7 @@ def comparison_metrics(comparison: Comparison | None) -> dict[str, float]:
 def models_to_show(run1: RunFolder, phase1: Phase, phase2: Phase | None) -> list[tuple[str, Weights]]:
     """Titles and weights: phase 1 after its first epoch, and both phases at their ends."""
     first = phase1.checkpoints[0]
-    with StoredCheckpoint(run1, first.name).local() as directory:
+    with StoredCheckpoint(run1, first.name).verified() as (directory, _):
         models = [(title(phase1, first.step), read_weights(directory))]
     return models + [(title(phase, len(phase.steps)), phase.weights) for phase in (phase1, phase2) if phase is not None]
 

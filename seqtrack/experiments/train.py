@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from seqtrack.address import SCHEME
 from seqtrack.cluster.connect import join_cluster
 from seqtrack.cluster.resources import Resources, cluster_resources, plan_resources
 from seqtrack.cluster.stop import StopOnSignal
@@ -89,7 +90,7 @@ def run_prepared(prepared: PreparedRun, lease: Lease, parent_run: str | None = N
     write_settings(config, run)
     remove_unfinished(run)
     start = prepared.start.stored if prepared.start is not None else None
-    if start is not None and start.run.location.startswith(hub.SCHEME):
+    if start is not None and start.run.location.startswith(SCHEME):
         start = keep_start(start, run)
 
     tags = run_tags(config, prepared.data.mixture.fingerprint)

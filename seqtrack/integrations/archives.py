@@ -15,12 +15,13 @@ from huggingface_hub.hf_api import RepoFile
 from tqdm import tqdm
 
 from seqtrack.data.storage import DataError
+from seqtrack.hub_files import first_answer
 
 
 def list_files(api: HfApi, repo_id: str) -> tuple[list[RepoFile], str]:
     """All files of a dataset repository, and its revision. Raises DataError if there is no such repository."""
     try:
-        revision = api.dataset_info(repo_id).sha
+        revision = first_answer(lambda limits: api.dataset_info(repo_id, timeout=limits)).sha
         files = list(api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type="dataset"))
     except RepositoryNotFoundError as error:
         raise DataError(

@@ -9,44 +9,32 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars
 from huggingface_hub.utils.sha import git_hash
 
-from seqtrack.config import SETTINGS_FILE, Config, ConfigError, parse_config
-from seqtrack.config.servers import check_repository, shown, without_user
-from seqtrack.errors import InputError
+from seqtrack.address import FOLDER, find
+from seqtrack.config import SETTINGS_FILE, Config, parse_config
 from seqtrack.failures import explain
+from seqtrack.hub_files import HubError, make_api
 from seqtrack.integrations.background import BackgroundSync
 from seqtrack.integrations.model_card import model_card
-from seqtrack.model.weights import META_FILE, MODEL_FILE
-from seqtrack.runs.checkpoint import (
-    CheckpointError,
-    StoredCheckpoint,
-    checkpoint_name,
-    find_name,
-    verify_checkpoint,
-    whole_checkpoints,
-)
+from seqtrack.locations import child
+from seqtrack.meta import META_FILE
+from seqtrack.runs.checkpoint import StoredCheckpoint, whole_checkpoints
 from seqtrack.runs.evaluations import auc_by_checkpoint, read_evaluations
 from seqtrack.runs.folder import RunFolder
+from seqtrack.sums import MODEL_FILE, CheckpointError, checkpoint_name, read_meta
 
 logger = logging.getLogger(__name__)
 
-SCHEME = "hf://"
-FOLDER = "checkpoints"
 CARD_FILE = "README.md"
-
-
-class HubError(InputError):
-    """The Hub cannot be used. The message says why, in a line."""
 
 
 class HubRepo:
@@ -132,7 +120,7 @@ class HubThread:
     def _sync(self) -> None:
         self._prepare()
         if self._config.HUB.CHECKPOINTS == "all":
-            self._send(whole_checkpoints(self._run), self._done)
+            self._send(whole_checkpoints(self._run, self._done), self._done)
 
     def _finish(self) -> None:
         """Compares everything with the run's folder, sends what is missing, and compares again."""
@@ -160,8 +148,7 @@ class HubThread:
             self._thread.doing = f"sending {name}, {number} of {len(names)}, to {self._repo.repo_id}"
             stored = StoredCheckpoint(self._run, name)
             try:
-                with stored.local() as directory:
-                    verify_checkpoint(directory, stored.path)
+                with stored.verified() as (directory, _):
                     top = self._top(names) if name == names[-1] else {}
                     self._repo.send(_in_repo(name, directory) | top, f"Checkpoint {name}")
             except (CheckpointError, FileNotFoundError):
@@ -189,32 +176,16 @@ class HubThread:
         written = whole_checkpoints(self._run)
         main, meta = self._main(written), self._meta(written[-1])
         config = parse_config(meta["config"], META_FILE)
-        content: Path | bytes = Path(self._run.file(f"{main}/{MODEL_FILE}"))
-        if not self._run.local:
-            with self._run.filesystem.open_input_stream(str(content)) as file:
-                content = file.read()
+        with find(child(self._run.location, f"{main}/{MODEL_FILE}")).here() as here:
+            content = here.path if self._run.local else here.path.read_bytes()
         card = model_card(self._repo.repo_id, config, meta, main, names, read_evaluations(self._run))
         return {MODEL_FILE: content, SETTINGS_FILE: config.to_yaml().encode(), CARD_FILE: card.encode()}
 
     def _meta(self, name: str) -> dict[str, Any]:
-        meta = self._run.read_json(f"{name}/{META_FILE}")
-        if meta is None:
+        content = self._run.read_text(f"{name}/{META_FILE}")
+        if content is None:
             raise CheckpointError(f"{self._run.file(name)}/{META_FILE} is missing")
-        return meta
-
-
-def make_api() -> HfApi:
-    """The Hub's client for HF_ENDPOINT, as it is set now. Raises HubError if it or the token cannot be right."""
-    endpoint = os.environ.get("HF_ENDPOINT")
-    if endpoint is not None:
-        endpoint = endpoint.strip().rstrip("/")
-        if not endpoint.startswith(("http://", "https://")):
-            host = without_user(endpoint.rpartition("://")[2]) or "huggingface.co"
-            raise HubError(f"HF_ENDPOINT {shown(endpoint)!r} is no address; https://{host} may be right")
-    token = get_token() or ""
-    if not (token.isascii() and token.isprintable()) or " " in token:  # never shown, though its client would
-        raise HubError("the token (HF_TOKEN, or `hf auth login`) has letters that no token has; copy it anew")
-    return HfApi(endpoint=endpoint, library_name="seqtrack")
+        return read_meta(content, self._run.file(name))
 
 
 def describe_access(repo_id: str) -> str:
@@ -226,39 +197,6 @@ def describe_access(repo_id: str) -> str:
     except RepositoryNotFoundError:
         return f"{user}; {repo_id} will be created"
     return f"{user} may write to {repo_id}"
-
-
-def fetch_checkpoint(location: str) -> Path:
-    """Downloads the checkpoint at `hf://user/repo[@revision][/checkpoints][/NAME]` into the client's cache.
-
-    NAME as in `find_checkpoint`: a checkpoint's name, `latest` (also if left out) or an epoch's number. Raises
-    CheckpointError.
-    """
-    user, _, rest = location.removeprefix(SCHEME).partition("/")
-    repo, _, path = rest.strip("/").partition("/")
-    repo, _, revision = repo.partition("@")
-    wanted = path.removeprefix(FOLDER).strip("/")
-    try:
-        check_repository("hf://", f"{user}/{repo}")
-        api = make_api()
-        commit = api.model_info(f"{user}/{repo}", revision=revision or None).sha
-        files = api.list_repo_tree(f"{user}/{repo}", FOLDER, recursive=True, revision=commit)
-        names = {Path(file.path).parts[1] for file in files if isinstance(file, RepoFile)}
-        name = find_name(sorted(names), wanted or "latest", location)
-        root = snapshot_download(
-            f"{user}/{repo}", revision=commit, allow_patterns=f"{FOLDER}/{name}/*", endpoint=api.endpoint
-        )
-    except EntryNotFoundError as error:
-        raise CheckpointError(f"{location}: no finished checkpoint there") from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(f"{location}: no such repository, or the token may not read it") from error
-    except CheckpointError:
-        raise
-    except ConfigError as error:
-        raise CheckpointError(f"{location}: {error}") from error
-    except Exception as error:  # whatever its client raises
-        raise CheckpointError(f"{location}: cannot be read ({explain(error)})") from error
-    return Path(root, FOLDER, name)
 
 
 def _in_repo(name: str, directory: Path) -> dict[str, Path | bytes]:

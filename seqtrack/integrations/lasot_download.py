@@ -20,8 +20,8 @@ from seqtrack.config import ConfigError, DataConfig, DataTrainConfig
 from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.storage import DataError, Root
 from seqtrack.errors import did_you_mean
+from seqtrack.hub_files import make_api
 from seqtrack.integrations.archives import check_archive, check_space, list_files, unpack
-from seqtrack.integrations.hub import make_api
 from seqtrack.locations import absolute, is_uri
 
 STAGING = ".fetching"

@@ -42,11 +42,12 @@ from seqtrack.integrations.mlflow_store import (
 from seqtrack.model.weights import read_weights
 from seqtrack.reports.plots import report_figures
 from seqtrack.reports.snapshots import snapshot_figure
-from seqtrack.runs.checkpoint import StoredCheckpoint, checkpoint_name, whole_checkpoints
+from seqtrack.runs.checkpoint import StoredCheckpoint, whole_checkpoints
 from seqtrack.runs.evaluations import EVALUATIONS_FILE, read_evaluations
 from seqtrack.runs.folder import RunFileError, RunFolder, read_settings
 from seqtrack.runs.log import LOG_FILE, METRICS_FILE, Tail, parse_record, read_metrics
 from seqtrack.runs.record import read_phase
+from seqtrack.sums import CheckpointError, checkpoint_name
 
 logger = logging.getLogger(__name__)
 
@@ -179,14 +180,23 @@ class Mirror:
             name = checkpoint_name(epoch, 0)
             if name in names:
                 self._send_log()
-                with StoredCheckpoint(self._run, name).local() as directory:
-                    weights = read_weights(directory)
-                figure = snapshot_figure(self._config, [(f"Search, epoch {epoch}", weights)])
-                self._client.log_figure(self._run_id, figure, f"{SNAPSHOTS}/step_{step:06d}.png")
+                self._send_snapshot(epoch, step, name)
             elif not names or names[-1] < name:
                 continue  # still being written
             self._pictures_settled.add(step)
         self._pictures_due -= self._pictures_settled
+
+    def _send_snapshot(self, epoch: int, step: int, name: str) -> None:
+        """The picture of one epoch, unless its checkpoint is damaged, which is said."""
+        try:
+            with StoredCheckpoint(self._run, name).verified() as (directory, _):
+                weights = read_weights(directory)
+        except CheckpointError as error:
+            if name in whole_checkpoints(self._run):  # or else it was not kept
+                logger.warning("MLflow : epoch %d has no picture: %s", epoch, error)
+            return
+        figure = snapshot_figure(self._config, [(f"Search, epoch {epoch}", weights)])
+        self._client.log_figure(self._run_id, figure, f"{SNAPSHOTS}/step_{step:06d}.png")
 
     def _send_log(self) -> None:
         self._client.log_text(self._run_id, self._run.read_text(LOG_FILE) or "", LOG_FILE)

@@ -21,8 +21,8 @@ from seqtrack.data.datasets import got10k, trackingnet
 from seqtrack.data.datasets.catalog import open_training_set
 from seqtrack.data.storage import DataError, Root
 from seqtrack.errors import InputError
+from seqtrack.hub_files import make_api
 from seqtrack.integrations.archives import check_archive, check_space, is_there, list_files, unpack
-from seqtrack.integrations.hub import make_api
 from seqtrack.locations import absolute, is_uri
 
 STAGING = ".fetching"

@@ -9,9 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from seqtrack.files import what_came_instead
 from seqtrack.model.tensor_file import DATA, OLD_START, ZIP_START
+from seqtrack.sums import MODEL_FILE
 
-MODEL_FILE = "model.safetensors"
-"""Weights in a run's checkpoint folder, and in repositories on the Hub."""
 START = 512
 """Bytes at the beginning that are looked at."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")

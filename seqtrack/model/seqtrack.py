@@ -108,9 +108,9 @@ class SeqTrack(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str, revision: str | None = None) -> SeqTrack:
-        """The trained model of a Hub repository (`user/name`) or of a folder such as a checkpoint, in eval mode.
+        """The trained model of a Hub repository (`user/name`) or at another address (`seqtrack.address`), in eval mode.
 
-        Raises WeightsError or ConfigError.
+        `revision`: of the repository. Raises InputError.
         """
         from seqtrack.model.weights import load_pretrained  # imported here, because it imports this module
 

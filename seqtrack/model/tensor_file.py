@@ -53,20 +53,21 @@ class Foreign(NamedTuple):
     """Name of its class, such as `lib.train.admin.stats.StatValue`."""
 
 
-def read_tensor_file(path: Path, only_plain: bool) -> Any:
+def read_tensor_file(path: Path, only_plain: bool, with_tensors: bool = True) -> Any:
     """The object in a file of `torch.save`: dicts, lists, tuples, numbers, text and tensors.
 
-    `only_plain`: refuse a file that has other objects, instead of replacing each by a `Foreign`. A file that is damaged
-    can raise any error of zip, pickle and torch.
+    `only_plain`: refuse a file that has other objects, instead of replacing each by a `Foreign`. `with_tensors`: False
+    leaves the tensors of an archive unread; they are on torch's device `meta`, which has no numbers. A file that is
+    damaged can raise any error of zip, pickle and torch.
     """
     with path.open("rb") as file:
         zipped = file.read(len(ZIP_START)) == ZIP_START
     if zipped:
-        return _read_archive(path, only_plain)
+        return _read_archive(path, only_plain, with_tensors)
     return _read_stream(path.read_bytes(), only_plain)
 
 
-def _read_archive(path: Path, only_plain: bool) -> Any:
+def _read_archive(path: Path, only_plain: bool, with_tensors: bool) -> Any:
     budget = _Budget(path.stat().st_size)
     storages: dict[str, Tensor] = {}
     with zipfile.ZipFile(path) as archive:
@@ -82,9 +83,10 @@ def _read_archive(path: Path, only_plain: bool) -> Any:
         def storage(dtype: torch.dtype, key: str, numel: int) -> Tensor:
             if key not in storages:
                 info = member(f"data/{key}", numel * dtype.itemsize)
-                storages[key] = torch.empty(numel, dtype=dtype)
-                with archive.open(info) as file:
-                    _fill(storages[key], file)
+                storages[key] = torch.empty(numel, dtype=dtype, device=None if with_tensors else "meta")
+                if with_tensors:
+                    with archive.open(info) as file:
+                        _fill(storages[key], file)
             return storages[key]
 
         if f"{root}/byteorder" in archive.namelist() and archive.read(member("byteorder")) != b"little":

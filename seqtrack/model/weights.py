@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from seqtrack.config import SETTINGS_FILE, Config, load_config, parse_config
+from seqtrack.address import SCHEME, Here, find
+from seqtrack.config import Config, load_config, parse_config
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
 from seqtrack.files import replacing
-from seqtrack.model.file_kinds import MODEL_FILE, Format, describe_folder, recognize
+from seqtrack.hub_files import fetch_file, repository_fault
+from seqtrack.locations import is_uri
+from seqtrack.meta import META_FILE
+from seqtrack.model.file_kinds import Format, describe_folder, recognize
 from seqtrack.model.seqtrack import SeqTrack, build_model
 from seqtrack.model.tensor_file import Foreign, read_tensor_file
+from seqtrack.sums import MODEL_FILE, NAME, SETTINGS_FILE
 
 Weights = dict[str, Tensor]
-
-META_FILE = "meta.json"
-"""Metadata in a run's checkpoint folder, beside MODEL_FILE."""
 
 KEYS = ("net", "model", "state_dict", "model_state_dict")
 """Names that published checkpoints give to their weights: SeqTrack, the MAE authors, timm, PyTorch's tutorials."""
@@ -56,40 +56,48 @@ class WeightsError(InputError):
     """Weights that cannot be used. The message names the file and what does not fit."""
 
 
-def read_weights(path: str | Path) -> Weights:
+def read_weights(path: str | Path, shown: str | None = None) -> Weights:
     """The tensors of a published checkpoint (such as `{"net": …}`), a `.safetensors` file, or a checkpoint folder.
 
-    What wrappers put in front of names, such as `module.`, is removed. No code from the file is run. Raises
-    WeightsError, also for numbers that are not finite.
+    What wrappers put in front of names, such as `module.`, is removed. No code from the file is run. `shown`: how
+    errors name the path, if it is not the user's. Raises WeightsError, also for numbers that are not finite.
     """
     file = Path(path)
+    shown = shown or str(path)
     try:
         if file.is_dir() and not (file / MODEL_FILE).exists():
-            raise WeightsError(f"{file}: {describe_folder(file)}")
-        file = file / MODEL_FILE if file.is_dir() else file
+            raise WeightsError(f"{shown}: {describe_folder(file)}")
+        if file.is_dir():
+            file, shown = file / MODEL_FILE, f"{shown.rstrip('/')}/{MODEL_FILE}"
         stored = recognize(file)
         if isinstance(stored, str):
-            raise WeightsError(f"{file}: {stored}")
+            raise WeightsError(f"{shown}: {stored}")
         content = load_file(file) if stored is Format.SAFETENSORS else read_tensor_file(file, only_plain=False)
     except WeightsError:
         raise
     except OSError as error:
-        raise WeightsError(f"{file}: cannot be read ({error.strerror or explain(error)})") from error
+        raise WeightsError(f"{shown}: cannot be read ({error.strerror or explain(error)})") from error
     except Exception as error:  # of any type, because a file may hold anything
-        raise WeightsError(f"{file}: is cut off or damaged ({explain(error)})") from error
+        raise WeightsError(f"{shown}: is cut off or damaged ({explain(error)})") from error
+    weights = _with_bare_names(content, shown)
+    check_finite(weights.items(), shown)
+    return weights
+
+
+def _with_bare_names(content: Any, shown: str) -> Weights:
+    """The weights in a file's content, without what wrappers put in front of their names. Raises WeightsError."""
     named = _find_weights(content)
     if named is None:
         held = f"neither names with tensors, nor a dict of them under {', '.join(KEYS)}"
         if isinstance(content, Foreign):
             held = f"but an object of {content.kind}: save its state_dict() instead"
-        raise WeightsError(f"{file}: holds no weights ({held})")
+        raise WeightsError(f"{shown}: holds no weights ({held})")
     weights: Weights = {}
     for name, tensor in named.items():
         bare = WRAPPERS.sub("", name)
         if bare in weights:
-            raise WeightsError(f"{file}: has {bare} twice, behind different prefixes (such as `module.`)")
+            raise WeightsError(f"{shown}: has {bare} twice, behind different prefixes (such as `module.`)")
         weights[bare] = tensor
-    check_finite(weights.items(), str(file))
     return weights
 
 
@@ -140,55 +148,50 @@ def describe_mismatch(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> s
     return "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in faults if names)
 
 
-def load_weights(model: SeqTrack, path: str | Path) -> None:
+def load_weights(model: SeqTrack, path: str | Path, shown: str | None = None) -> None:
     """Copies the weights at `path` (as `read_weights`) into the model. Raises WeightsError naming what does not fit."""
-    weights = read_weights(path)
-    _check_fit(str(path), weights, model.state_dict())
+    weights = read_weights(path, shown)
+    _check_fit(shown or str(path), weights, model.state_dict())
     model.load_state_dict(weights)
 
 
 def load_pretrained(source: str, revision: str | None = None) -> SeqTrack:
     """Implements `SeqTrack.from_pretrained`."""
-    folder = Path(source) if Path(source).is_dir() else fetch_pretrained(source, revision)
-    return read_model(folder, source)[0]
+    place = find(_as_address(source, revision))
+    with place.here() as here:
+        return read_model(here, place.shown)[0]
 
 
-def fetch_pretrained(repo_id: str, revision: str | None = None, path: str = "") -> Path:
-    """Downloads a trained model of the Hub into its client's cache. Returns the folder for `read_model`.
+def _as_address(source: str, revision: str | None) -> str:
+    """An address of `address.find`: `user/name` is one of the Hub, unless it is a place on this machine."""
+    if not (is_uri(source) or repository_fault(source)):
+        path, name = Path(source), Path(source).name
+        in_a_run = path.parent.is_dir() and (name == "latest" or name.isdecimal() or NAME.fullmatch(name))
+        if not path.exists() and not in_a_run:
+            source = f"{SCHEME}{source}"
+    if revision is not None and source.startswith(SCHEME):
+        user, name, *rest = source.removeprefix(SCHEME).split("/")
+        source = SCHEME + "/".join((user, f"{name}@{quote(revision, safe='')}", *rest))
+    return source
 
-    `path`: the folder within the repository. Raises WeightsError.
+
+def read_model(here: Here, shown: str, config: str | Path | None = None) -> tuple[SeqTrack, Config]:
+    """The model at a verified place, in evaluation mode, and its settings.
+
+    `config`: the settings of a file of weights (a YAML file or a recipe's name), if they are not beside it. `shown`:
+    how errors name the place. Raises WeightsError or ConfigError.
     """
-    files = [f"{path}/{name}".lstrip("/") for name in (MODEL_FILE, SETTINGS_FILE, META_FILE)]
-    try:
-        endpoint = os.environ.get("HF_ENDPOINT")
-        root = snapshot_download(repo_id, revision=revision, allow_patterns=files, endpoint=endpoint)
-    except Exception as error:  # the client passes on whatever its parts raise
-        raise WeightsError(f"{repo_id}: cannot be had from the Hub ({explain(error)})") from error
-    return Path(root, path)
-
-
-def read_model(folder: Path, shown: str) -> tuple[SeqTrack, Config]:
-    """The model in a checkpoint, or at the top of a Hub repository, in evaluation mode, and its settings.
-
-    `shown`: how errors name the folder. Raises WeightsError or ConfigError.
-    """
-    if (folder / SETTINGS_FILE).is_file():
-        config = load_config(folder / SETTINGS_FILE)
-    elif (folder / META_FILE).is_file():
-        config = parse_config(_settings_in(folder / META_FILE), f"{shown}/{META_FILE}")
+    if here.meta is not None:
+        settings = parse_config(here.meta["config"], f"{shown}/{META_FILE}")
+    elif config is not None:
+        settings = load_config(config)
+    elif (beside := here.path.with_name(SETTINGS_FILE)).is_file():
+        settings = load_config(beside)
     else:
-        raise WeightsError(f"{shown}: has neither {SETTINGS_FILE} nor {META_FILE}, which say what model it is")
-    model = build_model(config)
-    load_weights(model, folder / MODEL_FILE)
-    return model.eval(), config
-
-
-def _settings_in(meta_file: Path) -> Any:
-    """The settings in a checkpoint's `meta.json`. Raises WeightsError."""
-    try:
-        return json.loads(meta_file.read_text("utf-8"))["config"]
-    except Exception as error:  # json raises RecursionError too
-        raise WeightsError(f"{meta_file}: is cut off or damaged ({explain(error)})") from error
+        raise WeightsError(f"{shown}: holds weights only; --config NAME|FILE names the settings they were trained with")
+    model = build_model(settings)
+    load_weights(model, here.path, shown)
+    return model.eval(), settings
 
 
 def starting_weights(config: Config) -> tuple[Weights, str]:
@@ -199,17 +202,28 @@ def starting_weights(config: Config) -> tuple[Weights, str]:
     """
     if config.MODEL.WEIGHTS is None and config.MODEL.ENCODER.PRETRAIN_TYPE == "scratch":
         return {}, "random"
-    with torch.device("meta"):
-        wanted = build_model(config).state_dict()
     if config.MODEL.WEIGHTS is not None:
-        weights = read_weights(config.MODEL.WEIGHTS)
-        _check_fit(f"MODEL.WEIGHTS {config.MODEL.WEIGHTS}", weights, wanted)
-        return weights, config.MODEL.WEIGHTS
-    path, source = _pretrained_encoder(config)
-    wanted = {name: tensor for name, tensor in wanted.items() if name.startswith(ENCODER)}
-    weights = fit_encoder(read_weights(path), config.DATA.SEARCH.SIZE // 16, config.DATA.TEMPLATE.SIZE // 16, source)
-    _check_fit(source, weights, wanted)
+        weights, source = _named_weights(config.MODEL.WEIGHTS)
+        setting, start = f"MODEL.WEIGHTS {source}", ""
+    else:
+        path, source = _pretrained_encoder(config)
+        setting, start = source, ENCODER
+        grids = config.DATA.SEARCH.SIZE // 16, config.DATA.TEMPLATE.SIZE // 16
+        weights = fit_encoder(read_weights(path), *grids, source)
+    with torch.device("meta"):  # after the weights were found: the first model of a process takes seconds to build
+        wanted = build_model(config).state_dict()
+    _check_fit(setting, weights, {name: tensor for name, tensor in wanted.items() if name.startswith(start)})
     return weights, source
+
+
+def _named_weights(address: str) -> tuple[Weights, str]:
+    """What MODEL.WEIGHTS names, and the checkpoint or file that it leads to. Raises WeightsError."""
+    try:
+        place = find(address)
+        with place.here() as here:
+            return read_weights(here.path, place.shown), place.shown
+    except InputError as error:
+        raise WeightsError(f"MODEL.WEIGHTS {error}") from error
 
 
 def fit_encoder(weights: Weights, search_grid: int, template_grid: int, source: str) -> Weights:
@@ -254,7 +268,7 @@ def _pretrained_encoder(config: Config) -> tuple[str, str]:
             "MODEL.ENCODER.PRETRAIN_TYPE=scratch starts from random ones"
         )
     try:
-        return hf_hub_download(repository, MODEL_FILE), f"{repository} on the Hub"
+        return str(fetch_file(repository, MODEL_FILE)), f"{repository} on the Hub"
     except Exception as error:  # network, Hub or disk: none may lead to random weights
         reason = explain(error.__cause__ or error)
         raise WeightsError(

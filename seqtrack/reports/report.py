@@ -7,7 +7,8 @@ from pathlib import Path
 
 from seqtrack.config import Config, ConfigError, parse_config
 from seqtrack.data.storage import DataError
-from seqtrack.model.weights import META_FILE, Weights
+from seqtrack.meta import META_FILE
+from seqtrack.model.weights import Weights
 from seqtrack.reports.comparison import Comparison
 from seqtrack.reports.pages import Table, save_figure, write_pages
 from seqtrack.reports.plots import report_figures

@@ -13,16 +13,14 @@ Everything is loaded as plain data: a checkpoint from a stranger cannot run code
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
-import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -30,28 +28,32 @@ from pyarrow import ArrowException, fs
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from seqtrack.config import SETTINGS_FILE
+from seqtrack.address import bring, find
+from seqtrack.config import parse_config
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
 from seqtrack.files import sync_folder, sync_tree
-from seqtrack.locations import absolute, parent
+from seqtrack.locations import parent
+from seqtrack.meta import META_FILE
 from seqtrack.model.tensor_file import read_tensor_file
-from seqtrack.model.weights import META_FILE, MODEL_FILE, Weights, WeightsError, check_finite, save_safetensors
+from seqtrack.model.weights import Weights, WeightsError, check_finite, save_safetensors
 from seqtrack.patience import patiently
 from seqtrack.runs.folder import RunFolder
-from seqtrack.transfer import fetch, send
+from seqtrack.sums import (
+    MODEL_FILE,
+    STATE_FILE,
+    SUMS_FILE,
+    CheckpointError,
+    digest,
+    verify_checkpoint,
+    whole_names,
+)
+from seqtrack.sums import NAME as NAME
+from seqtrack.sums import checkpoint_name as checkpoint_name
+from seqtrack.transfer import send
 
-STATE_FILE = "state.pt"
-SUMS_FILE = "SHA256SUMS"
 UNFINISHED = ".partial"
 """Ending of the name of a checkpoint on a disk that is being written, or removed."""
-STARTING_META = {"step": int, "epoch": int, "steps_per_epoch": int, "config": dict, "dataset": dict, "versions": dict}
-"""What `meta.json` must have for a run to start from the checkpoint."""
-NAME = re.compile(r"checkpoint_epoch_(\d+)(?:_step_(\d+))?")
-
-
-class CheckpointError(InputError):
-    """A checkpoint that cannot be used or written. The message names it and what is wrong."""
 
 
 class StoredCheckpoint(NamedTuple):
@@ -68,12 +70,23 @@ class StoredCheckpoint(NamedTuple):
     @contextmanager
     def local(self) -> Iterator[Path]:
         """The checkpoint as a folder on this machine: the folder itself, or a copy that is removed after the block."""
-        if self.run.local:
-            yield Path(self.path)
-            return
-        with tempfile.TemporaryDirectory() as directory:
-            fetch(self.run.filesystem, self.path, Path(directory))
-            yield Path(directory)
+        with bring(self.run.filesystem, self.path) as directory:
+            yield directory
+
+    @contextmanager
+    def verified(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The same after every byte was read and verified, and the content of its `meta.json`.
+
+        Raises CheckpointError naming the file that is missing or damaged, and the entry that cannot be right.
+        """
+        with ExitStack() as stack:
+            try:
+                directory = stack.enter_context(self.local())
+                meta = verify_checkpoint(directory, self.path)
+                _check_position(directory, meta, self.path)
+            except (OSError, ArrowException) as error:
+                raise CheckpointError(f"{self.path}: cannot be read ({error})") from error
+            yield directory, meta
 
 
 class OpenedCheckpoint(NamedTuple):
@@ -100,11 +113,6 @@ class Contents(NamedTuple):
     """States of the random generators, one entry per rank."""
     meta: dict[str, Any]
     """Content of `meta.json`: values that JSON can represent."""
-
-
-def checkpoint_name(epoch: int, step: int) -> str:
-    """Name of the folder after `epoch` whole epochs and `step` steps of the next one."""
-    return f"checkpoint_epoch_{epoch:04d}" + (f"_step_{step:06d}" if step else "")
 
 
 def write_checkpoint(contents: Contents, stored: StoredCheckpoint) -> None:
@@ -207,52 +215,22 @@ def _write_files(contents: Contents, directory: Path) -> None:
     for rank, states in enumerate(contents.generators):
         torch.save(states, directory / generator_file(rank))
     (directory / META_FILE).write_text(json.dumps(contents.meta, indent=1) + "\n", "utf-8")
-    sums = [f"{_digest(path)}  {path.name}\n" for path in sorted(directory.iterdir())]
+    sums = [f"{digest(path)}  {path.name}\n" for path in sorted(directory.iterdir())]
     (directory / SUMS_FILE).write_text("".join(sums), "utf-8")
 
 
-def verify_checkpoint(directory: Path, shown: str) -> dict[str, Any]:
-    """Compares every file with SHA256SUMS and returns `meta.json`.
+def load_plain(path: Path, shown: str | None = None, with_tensors: bool = True) -> dict[str, Any]:
+    """Loads a file of plain values and tensors. Raises CheckpointError naming it.
 
-    Raises CheckpointError naming the file that is missing or differs; `shown`: how the message names the folder.
+    `shown`: how the message names it, if not by its path. `with_tensors`: False leaves the numbers of tensors unread.
     """
-    sums_file = directory / SUMS_FILE
+    shown = shown or str(path)
     try:
-        lines = [re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line) for line in sums_file.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{shown}/{SUMS_FILE} cannot be read: not a checkpoint, or an unfinished one") from error
-    sums = {line[2]: line[1] for line in lines if line is not None}
-    if None in lines or not {MODEL_FILE, STATE_FILE, META_FILE} <= sums.keys():
-        raise CheckpointError(f"{shown}/{SUMS_FILE} is damaged: not a list of the checkpoint's files")
-    for name, expected in sums.items():
-        if not (directory / name).is_file():
-            raise CheckpointError(f"{shown}/{name} is missing")
-        if _digest(directory / name) != expected:
-            raise CheckpointError(f"{shown}/{name} is damaged: its SHA-256 is not the one in {SUMS_FILE}")
-    try:
-        meta = json.loads((directory / META_FILE).read_text("utf-8"))
-    except Exception as error:  # of several types: no text, no JSON, nested too deeply
-        raise CheckpointError(f"{shown}/{META_FILE}: cannot be read ({explain(error)})") from error
-    if not isinstance(meta, dict):
-        raise CheckpointError(f"{shown}/{META_FILE}: holds {type(meta).__name__}, not an object")
-    return meta
-
-
-def check_meta(meta: Mapping[str, Any], kinds: Mapping[str, type], shown: str) -> None:
-    """Raises CheckpointError if `meta.json` lacks one of the entries named in `kinds`, or it is of another type."""
-    for name, kind in kinds.items():
-        if not isinstance(meta.get(name), kind):
-            raise CheckpointError(f"{shown}/{META_FILE}: has no entry {name} of type {kind.__name__}")
-
-
-def load_plain(path: Path) -> dict[str, Any]:
-    """Loads a file of plain values and tensors. Raises CheckpointError naming it."""
-    try:
-        content = read_tensor_file(path, only_plain=True)
+        content = read_tensor_file(path, only_plain=True, with_tensors=with_tensors)
     except Exception as error:  # any error of zip, pickle and torch
-        raise CheckpointError(f"{path}: cannot be read ({explain(error)})") from error
+        raise CheckpointError(f"{shown}: cannot be read ({explain(error)})") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds {type(content).__name__}, not a dict")
+        raise CheckpointError(f"{shown}: holds {type(content).__name__}, not a dict")
     return content
 
 
@@ -261,40 +239,40 @@ def generator_file(rank: int) -> str:
 
 
 def open_checkpoint(stored: StoredCheckpoint) -> OpenedCheckpoint:
-    """Reads every byte once and verifies it. Raises CheckpointError."""
-    try:
-        with stored.local() as directory:
-            meta = verify_checkpoint(directory, stored.path)
-            check_meta(meta, STARTING_META, stored.path)
-            return OpenedCheckpoint(stored, meta, stored_shapes(directory))
-    except (OSError, ArrowException) as error:
-        raise CheckpointError(f"{stored.path}: cannot be read ({error})") from error
+    """Reads every byte once and verifies it, and all that a start needs to know of it. Raises InputError."""
+    with stored.verified() as (directory, meta):
+        parse_config(meta["config"], f"{stored.path}/{META_FILE}")
+        return OpenedCheckpoint(stored, meta, stored_shapes(directory, stored.path))
 
 
-def stored_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a checkpoint's parameters. Raises CheckpointError, also if a number is not finite."""
+def _check_position(directory: Path, meta: dict[str, Any], shown: str) -> None:
+    """Raises CheckpointError if `meta.json` and `state.pt` are not of one step."""
+    step = load_plain(directory / STATE_FILE, f"{shown}/{STATE_FILE}", with_tensors=False).get("step")
+    if type(step) is not int or step != meta["step"]:
+        raise CheckpointError(f"{shown}/{META_FILE}: says step {meta['step']}, and {STATE_FILE} step {step!r:.50}")
+
+
+def stored_shapes(directory: Path, shown: str | None = None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a checkpoint's parameters. Raises CheckpointError, also if a number is not finite.
+
+    `shown`: how the message names the folder, if not by its path.
+    """
     path = directory / MODEL_FILE
+    shown = f"{shown or directory}/{MODEL_FILE}"
     try:
         with safe_open(path, "pt") as file:
             names = file.keys()
-            check_finite(((name, file.get_tensor(name)) for name in names), str(path))  # one tensor at a time
+            check_finite(((name, file.get_tensor(name)) for name in names), shown)  # one tensor at a time
             return {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except InputError as error:
         raise CheckpointError(str(error)) from error
     except Exception as error:  # of several types: the format of safetensors, a type that torch does not have
-        raise CheckpointError(f"{path}: cannot be read ({explain(error)})") from error
+        raise CheckpointError(f"{shown}: cannot be read ({explain(error)})") from error
 
 
-def whole_checkpoints(run: RunFolder) -> list[str]:
-    """Names of the finished checkpoints in a run's folder, the oldest first."""
-    found: dict[tuple[int, int], str] = {}
-    # One recursive listing: an object store may have no entry for a folder itself.
-    for info in run.filesystem.get_file_info(fs.FileSelector(run.path, allow_not_found=True, recursive=True)):
-        folder = PurePosixPath(info.path).parent
-        match = NAME.fullmatch(folder.name)
-        if match and info.base_name == SUMS_FILE and folder.parent == PurePosixPath(run.path):
-            found[int(match[1]), int(match[2] or 0)] = folder.name
-    return [found[position] for position in sorted(found)]
+def whole_checkpoints(run: RunFolder, known: Collection[str] = ()) -> list[str]:
+    """Names of the finished checkpoints in a run's folder, the oldest first; see `whole_names`. Raises OSError."""
+    return whole_names(run.filesystem, run.path, known)
 
 
 def newest_checkpoint(run: RunFolder) -> StoredCheckpoint | None:
@@ -304,37 +282,11 @@ def newest_checkpoint(run: RunFolder) -> StoredCheckpoint | None:
 
 
 def find_checkpoint(location: str) -> StoredCheckpoint:
-    """Finds a checkpoint by a path or URI.
+    """The checkpoint that an address means (`address.find`). One on the Hub is fetched to this machine.
 
-    `location`: a checkpoint; a run's folder or `<run>/latest` for its newest one; `<run>/3` for the one after epoch 3.
     Raises CheckpointError listing the checkpoints that exist.
     """
-    try:
-        around, name = parent(absolute(location))
-        run = RunFolder.at(around or "/")
-        if NAME.fullmatch(name) or run.has(f"{name}/{SUMS_FILE}"):
-            return StoredCheckpoint(run, name)
-        itself = RunFolder.at(location)
-        if (not name.isdigit() and name != "latest") or itself.has(SETTINGS_FILE):  # a run may be called 2024
-            run, name = itself, "latest"
-        return StoredCheckpoint(run, find_name(whole_checkpoints(run), name, location))
-    except (OSError, ArrowException) as error:
-        raise CheckpointError(f"{location}: cannot be read ({error})") from error
-
-
-def find_name(names: Sequence[str], wanted: str, shown: str) -> str:
-    """Resolves `wanted` (a checkpoint's name, `latest`, or an epoch's number) to one of a run's checkpoint names.
-
-    `names`: the oldest first; `shown`: how errors name the place. Raises CheckpointError listing the names that exist.
-    """
-    if not names:
-        raise CheckpointError(f"{shown}: no finished checkpoint there")
-    name = checkpoint_name(int(wanted), 0) if wanted.isdigit() else names[-1] if wanted == "latest" else wanted
-    if name not in names:
-        raise CheckpointError(f"{shown}: no {name} there, but {', '.join(names[-5:])}")
-    return name
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    place = find(location, "checkpoint")
+    filesystem, path = place.stored()
+    folder, _, name = path.rpartition("/")
+    return StoredCheckpoint(RunFolder(filesystem, folder, parent(place.location)[0]), name)

@@ -9,9 +9,10 @@ from torch import nn
 
 from seqtrack.config import Config, parse_config
 from seqtrack.environment import installed_versions
-from seqtrack.model.weights import META_FILE, describe_mismatch
+from seqtrack.meta import META_FILE
+from seqtrack.model.weights import describe_mismatch
 from seqtrack.runs.allowances import DECISIVE_PACKAGES
-from seqtrack.runs.checkpoint import CheckpointError
+from seqtrack.sums import CheckpointError
 
 PACKAGES = (*DECISIVE_PACKAGES, "ray", "pyarrow", "mlflow", "huggingface-hub")
 """Packages whose versions a checkpoint records."""

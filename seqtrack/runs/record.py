@@ -11,24 +11,15 @@ from numpy.typing import NDArray
 from pyarrow import fs
 from torch import Tensor
 
-from seqtrack.model.weights import META_FILE, MODEL_FILE, Weights, read_weights
-from seqtrack.runs.checkpoint import (
-    STATE_FILE,
-    SUMS_FILE,
-    CheckpointError,
-    StoredCheckpoint,
-    check_meta,
-    load_plain,
-    verify_checkpoint,
-    whole_checkpoints,
-)
+from seqtrack.meta import META_FILE
+from seqtrack.model.weights import Weights, read_weights
+from seqtrack.runs.checkpoint import StoredCheckpoint, load_plain, whole_checkpoints
 from seqtrack.runs.evaluations import CheckpointScores, read_evaluations
 from seqtrack.runs.folder import RunFolder
+from seqtrack.sums import MODEL_FILE, STATE_FILE, SUMS_FILE, CheckpointError, read_meta
 
 METRICS = ("loss", "iou", "grad_norm", "lr")
 """Columns of a phase's `steps`."""
-NEEDED_META = {"step": int, "steps_per_epoch": int, "history": list, "config": dict, "dataset": dict, "versions": dict}
-"""What `meta.json` must have for a report."""
 EPOCH_METRICS = ("loss", "iou", "accuracy", "grad_norm", "lr")
 
 
@@ -91,15 +82,12 @@ def read_phase(name: str, run: RunFolder, total_steps: int, error: str | None = 
     if not names:
         return None
     newest = StoredCheckpoint(run, names[-1])
-    with newest.local() as directory:
-        meta = verify_checkpoint(directory, newest.path)
-        check_meta(meta, NEEDED_META, newest.path)
-        steps = load_plain(directory / STATE_FILE).get("metrics")
+    with newest.verified() as (directory, meta):
+        steps = load_plain(directory / STATE_FILE, f"{newest.path}/{STATE_FILE}").get("metrics")
         if not isinstance(steps, Tensor) or steps.dim() != 2 or steps.shape[1] != len(METRICS):
             raise CheckpointError(f"{newest.path}/{STATE_FILE}: has no table of {', '.join(METRICS)}")
-        weights = read_weights(directory)
-        source = meta.get("resumed_from") or {"path": None, "step": 0}
-        check_meta(source, {"step": int}, newest.path)
+        weights = read_weights(directory, newest.path)
+    source = meta.get("resumed_from") or {"path": None, "step": 0}
     return Phase(
         name=name,
         folder=run.path,
@@ -123,6 +111,5 @@ def _describe(stored: StoredCheckpoint) -> PhaseCheckpoint:
     sums = {name: digest for digest, _, name in lines}
     if MODEL_FILE not in sums:
         raise CheckpointError(f"{stored.path}/{SUMS_FILE} is damaged: it does not list {MODEL_FILE}")
-    meta = run.read_json(f"{stored.name}/{META_FILE}") or {}
-    check_meta(meta, {"step": int}, stored.path)
+    meta = read_meta(run.read_text(f"{stored.name}/{META_FILE}") or "", stored.path)
     return PhaseCheckpoint(stored.name, meta["step"], sum(info.size or 0 for info in files), sums[MODEL_FILE])

@@ -12,10 +12,11 @@ import pyarrow as pa
 from pyarrow import fs
 
 from seqtrack.config import ConfigError
-from seqtrack.model.weights import META_FILE
-from seqtrack.runs.checkpoint import checkpoint_name, whole_checkpoints
+from seqtrack.meta import META_FILE, MetaError, parse_meta
+from seqtrack.runs.checkpoint import whole_checkpoints
 from seqtrack.runs.evaluations import auc_by_checkpoint, read_evaluations
 from seqtrack.runs.folder import RunFileError, RunFolder, read_settings
+from seqtrack.sums import checkpoint_name
 from seqtrack.sweeps.settings import Params, Sweep, parse_sweep
 
 SWEEP_FILE = "sweep.json"
@@ -97,10 +98,13 @@ def write_note(trial: RunFolder, note: TrialNote) -> None:
 def read_trial(trial: RunFolder, note: TrialNote) -> Trial:
     """A trial and its checkpoints, if it has any. Raises RunFileError if the newest one's `meta.json` is damaged."""
     names = whole_checkpoints(trial)
-    meta = trial.read_json(f"{names[-1]}/{META_FILE}") if names else None
-    history = meta.get("history") if meta else []
-    if not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
-        raise RunFileError(f"{trial.file(names[-1])}/{META_FILE}: has no list of epochs under history")
+    history: list[dict[str, float]] = []
+    if names:
+        file = f"{names[-1]}/{META_FILE}"
+        try:
+            history = parse_meta(trial.read_text(file) or "")["history"]
+        except MetaError as error:
+            raise RunFileError(f"{trial.file(file)}: {error}") from error
     evaluations = read_evaluations(trial)
     config = read_settings(trial) if evaluations else None
     auc = auc_by_checkpoint(evaluations, next(iter(config.EVAL.BENCHMARKS), None) if config is not None else None)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from seqtrack.config import SETTINGS_FILE, Config, load_config
-from seqtrack.locations import as_path, is_uri
-from seqtrack.model.file_kinds import MODEL_FILE, SUFFIXES
-from seqtrack.model.seqtrack import SeqTrack, build_model
-from seqtrack.model.weights import WeightsError, fetch_pretrained, load_weights, read_model
-from seqtrack.runs.checkpoint import NAME, StoredCheckpoint, find_checkpoint
-
-SCHEME = "hf://"
+from seqtrack.address import find
+from seqtrack.config import Config
+from seqtrack.locations import parent
+from seqtrack.model.seqtrack import SeqTrack
+from seqtrack.model.weights import read_model
+from seqtrack.runs.checkpoint import StoredCheckpoint
+from seqtrack.runs.folder import RunFolder
 
 
 class TrainedModel(NamedTuple):
@@ -24,51 +23,30 @@ class TrainedModel(NamedTuple):
     source: str
     """Where it is from, for people."""
     checkpoint: StoredCheckpoint | None = None
-    """The run's checkpoint that it is, if it is one."""
+    """The run's checkpoint that it is, if it is one that the run's folder has."""
+    step: int = 0
+    """Training steps after which the checkpoint was written; 0 if it is none."""
 
     @property
     def epoch(self) -> int | None:
         """The epoch after which the checkpoint was written; None if it is none."""
         return self.step // self.config.steps_per_epoch if self.step else None
 
-    @property
-    def step(self) -> int:
-        """Training steps after which the checkpoint was written; 0 if it is none."""
-        found = NAME.fullmatch(self.checkpoint.name) if self.checkpoint is not None else None
-        return int(found[1]) * self.config.steps_per_epoch + int(found[2] or 0) if found else 0
-
 
 def load_trained(source: str, config: str | Path | None = None) -> TrainedModel:
-    """The trained model at `source`.
+    """The trained model at an address (`seqtrack.address`): a run, a checkpoint, a repository, a file of weights.
 
-    `source`: a run's folder or URI (its newest checkpoint; `RUN/3`: the one after epoch 3) or a checkpoint's;
-    `hf://user/repo[@revision][/checkpoints/NAME]`; or a file of weights, published (`.pth.tar`) or `.safetensors`.
-    `config`: its settings (a YAML file or a recipe's name), which only a file needs. Raises InputError.
+    It is verified where it has sums. `config`: its settings (a YAML file or a recipe's name), which only a file needs.
+    Raises InputError.
     """
-    if source.startswith(SCHEME):
-        user, _, rest = source.removeprefix(SCHEME).strip("/").partition("/")
-        repo, _, path = rest.partition("/")
-        repo, _, revision = repo.partition("@")
-        return TrainedModel(*read_model(fetch_pretrained(f"{user}/{repo}", revision or None, path), source), source)
-    if not is_uri(source):
-        place = Path(as_path(source)).expanduser()
-        if place.is_file():
-            return _from_file(place, config)
-        if (place / MODEL_FILE).is_file() and not NAME.fullmatch(place.name):
-            return TrainedModel(*read_model(place, source), source)
-        if place.suffix in SUFFIXES:
-            raise WeightsError(f"{source}: no such file")
-    stored = find_checkpoint(source)
-    with stored.local() as folder:
-        return TrainedModel(*read_model(folder, stored.path), stored.path, stored)
-
-
-def _from_file(file: Path, config: str | Path | None) -> TrainedModel:
-    if config is None and (file.parent / SETTINGS_FILE).is_file():
-        config = file.parent / SETTINGS_FILE
-    if config is None:
-        raise WeightsError(f"{file}: holds weights only; --config NAME|FILE names the settings they were trained with")
-    settings = load_config(config)
-    model = build_model(settings)
-    load_weights(model, file)
-    return TrainedModel(model.eval(), settings, str(file))
+    place = find(source)
+    with place.here() as here:
+        model, settings = read_model(here, place.shown, config)
+    if here.meta is None:
+        return TrainedModel(model, settings, place.shown)
+    checkpoint = None
+    if not place.on_hub:
+        filesystem, path = place.stored()
+        folder, _, name = path.rpartition("/")
+        checkpoint = StoredCheckpoint(RunFolder(filesystem, folder, parent(place.location)[0]), name)
+    return TrainedModel(model, settings, place.shown, checkpoint, int(here.meta["step"]))

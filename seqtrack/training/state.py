@@ -22,21 +22,11 @@ from seqtrack.environment import installed_versions
 from seqtrack.failures import explain
 from seqtrack.model.compile import compile_blocks
 from seqtrack.model.seqtrack import SeqTrack, build_model
-from seqtrack.model.weights import MODEL_FILE, Weights, check_finite
-from seqtrack.runs.checkpoint import (
-    STARTING_META,
-    STATE_FILE,
-    CheckpointError,
-    StoredCheckpoint,
-    check_meta,
-    generator_file,
-    load_plain,
-    stored_shapes,
-    tensors_of,
-    verify_checkpoint,
-)
+from seqtrack.model.weights import Weights, check_finite
+from seqtrack.runs.checkpoint import StoredCheckpoint, generator_file, load_plain, stored_shapes, tensors_of
 from seqtrack.runs.compatibility import PACKAGES, changed_since, check_allowed, check_model_fits
 from seqtrack.runs.folder import RunFolder
+from seqtrack.sums import MODEL_FILE, STATE_FILE, CheckpointError
 from seqtrack.training.meters import EpochMeter
 from seqtrack.training.step import build_optimizer, build_scheduler
 
@@ -149,9 +139,7 @@ def restore(
     Returns path and step of the other run's checkpoint that `run` began from, or None if it began from none. Raises
     CheckpointError if the checkpoint is damaged, or if more than `allow_changed` has changed since.
     """
-    with start.local() as directory:
-        meta = verify_checkpoint(directory, start.path)
-        check_meta(meta, STARTING_META, start.path)
+    with start.verified() as (directory, meta):
         changed = changed_since(meta, config, dataset)
         check_allowed(changed, allow_changed, start.path)
         state.load(directory, new_schedule=any(key.startswith("TRAIN.") for key in changed))

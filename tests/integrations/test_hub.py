@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,16 @@ from pyarrow import fs
 
 from seqtrack.config import Config
 from seqtrack.experiments.train import run_training
+from seqtrack.hub_files import HubError
 from seqtrack.integrations import hub
-from seqtrack.integrations.hub import HubError, HubRepo, HubThread, fetch_checkpoint
+from seqtrack.integrations.hub import HubRepo, HubThread
 from seqtrack.model.seqtrack import SeqTrack
-from seqtrack.model.weights import WeightsError, read_weights
-from seqtrack.runs.checkpoint import (
-    CheckpointError,
-    checkpoint_name,
-    verify_checkpoint,
-    whole_checkpoints,
-)
+from seqtrack.model.weights import read_weights
+from seqtrack.runs import checkpoint
+from seqtrack.runs.checkpoint import checkpoint_name, find_checkpoint, whole_checkpoints
 from seqtrack.runs.evaluations import CheckpointScores, add_evaluation
 from seqtrack.runs.folder import RunFolder
+from seqtrack.sums import CheckpointError, verify_checkpoint
 from seqtrack.tracker.load import load_trained
 from tests.folders import run_at
 from tests.integrations.hub_runs import REPO, hub_server, tiny, train
@@ -144,13 +142,13 @@ def test_a_look_neither_downloads_nor_reads_what_was_sent_before(
         verified.append(Path(shown).name)
         return verify(directory, shown)
 
-    def list_checkpoints(run: RunFolder) -> list[str]:
+    def list_checkpoints(run: RunFolder, known: Collection[str] = ()) -> list[str]:
         looks.append(run)
-        return whole_checkpoints(run)
+        return whole_checkpoints(run, known)
 
     monkeypatch.setattr(fs, "copy_files", copy_files)
     monkeypatch.setattr(hub, "whole_checkpoints", list_checkpoints)
-    monkeypatch.setattr(hub, "verify_checkpoint", verify_local)
+    monkeypatch.setattr(checkpoint, "verify_checkpoint", verify_local)
     store = RunFolder(fs.SubTreeFileSystem(str(folder.parent), fs.LocalFileSystem()), folder.name, str(folder))
     thread = HubThread(config, store)
     thread.start()
@@ -296,7 +294,7 @@ def test_a_tracker_takes_the_repositorys_own_weights_or_a_checkpoints(
 
 @pytest.mark.parametrize("place", ["hf://me/nothing", f"hf://{REPO}/checkpoints/checkpoint_epoch_0009"])
 def test_a_model_that_is_not_on_the_hub_is_named(server: HubServer, filled: Path, place: str) -> None:
-    with pytest.raises(WeightsError, match=re.escape(place.removeprefix("hf://").split("/checkpoints")[0])):
+    with pytest.raises(CheckpointError, match=re.escape(place.removeprefix("hf://").split("/checkpoints")[0])):
         load_trained(place)
 
 
@@ -304,16 +302,16 @@ def test_a_model_that_is_not_on_the_hub_is_named(server: HubServer, filled: Path
     ("path", "epoch"), [("", 3), ("/checkpoints/checkpoint_epoch_0002", 2), ("/checkpoints/1", 1), ("/latest", 3)]
 )
 def test_a_checkpoint_comes_back_byte_for_byte(server: HubServer, filled: Path, path: str, epoch: int) -> None:
-    fetched = fetch_checkpoint(f"hf://{REPO}{path}")
+    fetched = Path(find_checkpoint(f"hf://{REPO}{path}").path)
     there = {file.name: file.read_bytes() for file in fetched.iterdir()}
     assert there == {file.name: file.read_bytes() for file in (filled / checkpoint_name(epoch, 0)).iterdir()}
 
 
 def test_an_older_revision_has_the_checkpoints_of_then(server: HubServer, filled: Path) -> None:
     then = server.repos[f"models/{REPO}"].commits[1][0]
-    assert fetch_checkpoint(f"hf://{REPO}@{then}/latest").name == "checkpoint_epoch_0001"
+    assert find_checkpoint(f"hf://{REPO}@{then}/latest").name == "checkpoint_epoch_0001"
     with pytest.raises(CheckpointError, match="no checkpoint_epoch_0003 there, but checkpoint_epoch_0001"):
-        fetch_checkpoint(f"hf://{REPO}@{then}/checkpoints/checkpoint_epoch_0003")
+        find_checkpoint(f"hf://{REPO}@{then}/checkpoints/checkpoint_epoch_0003")
 
 
 @pytest.mark.parametrize(
@@ -326,7 +324,7 @@ def test_an_older_revision_has_the_checkpoints_of_then(server: HubServer, filled
 def test_what_is_not_on_the_hub_is_named(server: HubServer, location: str, message: str) -> None:
     server.add("someone/empty", {"README.md": b"# nothing\n"})
     with pytest.raises(CheckpointError, match=f"{location}: {message}"):
-        fetch_checkpoint(location)
+        find_checkpoint(location)
 
 
 def test_a_training_sends_its_checkpoints_and_is_resumed_from_them(

@@ -11,10 +11,12 @@ import pytest
 from huggingface_hub import close_session
 
 from seqtrack import cli
+from seqtrack.address import find
 from seqtrack.config import Config
 from seqtrack.errors import InputError
-from seqtrack.integrations.hub import HubError, HubRepo, HubThread, fetch_checkpoint
-from seqtrack.runs.checkpoint import CheckpointError
+from seqtrack.hub_files import HubError
+from seqtrack.integrations.hub import HubRepo, HubThread
+from seqtrack.sums import CheckpointError
 from tests.folders import run_at
 from tests.integrations.hub_runs import REPO, hub_server, tiny
 
@@ -85,7 +87,7 @@ def test_an_environment_that_will_not_do_is_said_of_what_was_to_be_fetched(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(CheckpointError, match=rf"hf://{REPO}/latest: .*{re.escape(said)}") as caught:
-        fetch_checkpoint(f"hf://{REPO}/latest")
+        find(f"hf://{REPO}/latest")
     assert cli.main(["fetch-lasot", f"DATA.ROOT={tmp_path}/lasot", "DATA.DOWNLOAD_FROM=someone/lasot"]) != 0
     told = capsys.readouterr().err
     assert told.startswith("error: ") and said in told
@@ -100,7 +102,7 @@ def test_a_client_that_is_told_to_stay_offline_says_so(
     with pytest.raises(HubError, match=offline):
         HubRepo(REPO).prepare(private=True)
     with pytest.raises(CheckpointError, match=offline):
-        fetch_checkpoint(f"hf://{REPO}")
+        find(f"hf://{REPO}")
     assert cli.main(["fetch-lasot", f"DATA.ROOT={tmp_path}/lasot", "DATA.DOWNLOAD_FROM=someone/lasot"]) == 1
     assert re.match(f"error: .*{offline}", capsys.readouterr().err)
 
@@ -111,4 +113,4 @@ def test_a_client_that_is_told_to_stay_offline_says_so(
 )
 def test_a_checkpoint_of_what_is_no_repository_is_refused(location: str) -> None:
     with pytest.raises(InputError, match=f"{location}: .*not a repository of the Hub: user/name"):
-        fetch_checkpoint(location)
+        find(location)

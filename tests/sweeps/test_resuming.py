@@ -30,6 +30,7 @@ from seqtrack.sweeps.results import (
 )
 from seqtrack.sweeps.settings import Params, Sweep, trial_name
 from seqtrack.sweeps.tuner import make_search
+from tests.checkpoints import make_meta
 from tests.folders import run_at
 from tests.settings import make_tiny_settings
 from tests.training.runs import load_job, write_config
@@ -49,9 +50,9 @@ def begin(
     """What a trial leaves. Its metric after epoch n is n / 10."""
     trial = folder.child(TRIALS).child(trial_name(params))
     write_note(trial, TrialNote(params, status, "crashed" if status == "failed" else "", hopeless))
-    history = [{"epoch": epoch, "iou": epoch / 10} for epoch in range(1, epochs + 1)]
+    history = [{"epoch": epoch, "step": 6 * epoch, "iou": epoch / 10} for epoch in range(1, epochs + 1)]
     for epoch in range(1, epochs + 1):
-        contents = Contents({"weight": torch.zeros(1)}, {}, [], {"history": history[:epoch]})
+        contents = Contents({"weight": torch.zeros(1)}, {}, [], make_meta(epoch) | {"history": history[:epoch]})
         write_checkpoint(contents, StoredCheckpoint(trial, checkpoint_name(epoch, 0)))
     return trial
 
@@ -77,7 +78,7 @@ def test_trials_are_read_from_their_folders(begun: RunFolder) -> None:
         ("SEED=4", "failed", "checkpoint_epoch_0001"),
         ("SEED=5", "unfinished", "checkpoint_epoch_0001"),
     ]
-    assert trials[0].history == [{"epoch": 1, "iou": 0.1}, {"epoch": 2, "iou": 0.2}]
+    assert trials[0].history == [{"epoch": 1, "step": 6, "iou": 0.1}, {"epoch": 2, "step": 12, "iou": 0.2}]
 
 
 def test_a_folder_without_trials_has_none(folder: RunFolder) -> None:
