@@ -111,8 +111,8 @@ class TripletSource:
     def sample(self, number: int) -> tuple[Sample, list[str]]:
         """Sample `number` (from 0, over the whole run), and one line for each broken frame met on the way.
 
-        Raises DataError after 100 draws without a valid sample, and StoreError if an object store does not deliver a
-        frame, because substituting a frame would change the run.
+        Raises DataError after 100 draws without a valid sample, and StoreError if a store or disk does not deliver a
+        frame, or memory does not suffice, because substituting a frame would change the run.
         """
         return self._make(number, self.draw(number, 0), NONE_READ, empty_crops((), self.settings))
 
@@ -191,8 +191,6 @@ class TripletSource:
         except FileNotFoundError as error:
             raise BrokenFrame(f"{name} is missing") from error
         except OSError as error:
-            if one.root.local:
-                raise BrokenFrame(f"{name} cannot be read ({error})") from error
             raise StoreError(f"{one.root.path}/{path}: cannot be read ({error})") from error
 
     def _read_ahead(self, drawn: Sequence[tuple[int, Draws]]) -> dict[Place, Piece]:

@@ -20,6 +20,7 @@ from seqtrack.data.datasets.annotations import FaultyText, parse_boxes
 from seqtrack.data.datasets.frames import PICTURES
 from seqtrack.data.decoding import BrokenFrame, FrameDecoder, Image
 from seqtrack.data.jpeg import START_OF_JPEG, read_header
+from seqtrack.data.storage import read_file
 from seqtrack.errors import InputError, did_you_mean
 from seqtrack.failures import explain
 
@@ -158,7 +159,7 @@ class Pictures:
             raise SourceError(f"{folder}: holds no pictures ({', '.join(PICTURES)})")
         truth = next((file for name in GROUND_TRUTHS if (file := folder / name).is_file()), None)
         try:
-            annotation = None if truth is None else parse_boxes(truth.read_bytes())
+            annotation = None if truth is None else parse_boxes(read_file(truth))
         except (OSError, FaultyText) as error:
             raise SourceError(f"{truth}: {explain(error)}") from error
         return cls(folder.resolve().name, files, annotation)
@@ -171,7 +172,7 @@ class Pictures:
         decoder = FrameDecoder(by_region=False)
         for number, file in enumerate(self.files):
             try:
-                data = file.read_bytes()
+                data = read_file(file)
                 frame = decoder.open(str(file), data)
             except (BrokenFrame, OSError) as error:
                 if number == 0:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import numpy as np
 from trax import Image, ImageChannel, Rectangle, Region, Server, TraxException, TraxStatus
 
 from seqtrack.data.decoding import BrokenFrame, Frame, FrameDecoder
+from seqtrack.data.storage import read_file
 from seqtrack.failures import explain
 from seqtrack.tracker.tracker import BatchTracker, BoxLike, TrackerInputError
 
@@ -95,7 +95,7 @@ def frame_of(image: Image, decoder: FrameDecoder) -> Frame:
     Clients are not offered to send pixels: vot-trax 4.0.2, reading them, writes past the end of its memory.
     """
     if image.type() == Image.PATH:
-        return decoder.open(image.path(), Path(image.path()).read_bytes())
+        return decoder.open(image.path(), read_file(image.path()))
     return decoder.open("a picture that the client sent", image.buffer())
 
 
