@@ -65,6 +65,10 @@ class Root(NamedTuple):
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
 
+THIS_MACHINE = Root(fs.LocalFileSystem(), "")
+"""Where a path is a whole one."""
+
+
 def open_root(root: str, setting: str = "DATA.ROOT") -> Root:
     """Resolves a folder or URI. Raises DataError, which begins with `setting`, if nothing is there."""
     try:
@@ -162,7 +166,7 @@ def read_bytes(root: Root, path: str) -> bytes:
 
 def read_file(path: str | Path) -> bytes:
     """The bytes of a file on this machine. Raises FileNotFoundError, or another OSError."""
-    return patiently(Path(path).read_bytes, Root(fs.LocalFileSystem(), ""), str(path))
+    return patiently(Path(path).read_bytes, THIS_MACHINE, str(path))
 
 
 class Span(NamedTuple):
@@ -196,7 +200,7 @@ class SpanReader:
                 file = self._files[span.path] = self._root.filesystem.open_input_file(name)
             try:
                 return file.read_at(span.size, span.start)
-            except OSError:
+            except (OSError, MemoryError):
                 self._files.pop(span.path, None)  # a handle that has become stale stays so
                 raise
 

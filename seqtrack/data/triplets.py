@@ -84,7 +84,8 @@ class TripletSource:
                     else f"{one.root.path}: none of the {count} sequences has 20 frames and enough of them visible"
                 )
         readers = tuple(SpanReader(one.root) for one in mixture.sets)
-        return cls(mixture, config.DATA, config.SEED, usable, readers)
+        decoder = FrameDecoder(max_pixels=config.DATA.MAX_PIXELS)
+        return cls(mixture, config.DATA, config.SEED, usable, readers, decoder)
 
     def draw(self, number: int, attempt: int) -> tuple[int, Draws]:
         """The set (from 0) of sample `number` at its `attempt`-th try, and its draws there."""
@@ -151,7 +152,11 @@ class TripletSource:
         place = Place(which, row, frame)
         tiles = self._tiles(place)
         if tiles is not None:
-            return TiledFrame(self._name(place), tiles, lambda start, stop: self._get(ahead, place, Part(start, stop)))
+
+            def read(start: int, stop: int | None) -> bytes:
+                return self._get(ahead, place, Part(start, stop))
+
+            return TiledFrame(self._name(place), tiles, read, self.settings.MAX_PIXELS)
         return self.decoder.open(self._name(place), self._get(ahead, place, Part()))
 
     def _tiles(self, place: Place) -> TiledJpeg | None:
