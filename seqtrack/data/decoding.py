@@ -173,8 +173,21 @@ def check_size(name: str, size: tuple[int, int], pixels: int, most: int) -> None
         )
 
 
-def _decode_whole(name: str, data: bytes, max_pixels: int) -> Image:
-    """(H, W, 3) RGB. Raises BrokenFrame, and StoreError where memory does not suffice."""
+def small_grey(data: bytes) -> Image | None:
+    """(H / 8, W / 8) the brightness of a JPEG, the mean of each of its blocks; None if it cannot be decoded.
+
+    Raises StoreError where memory does not suffice.
+    """
+    if not data.startswith(START_OF_JPEG):
+        return None
+    try:
+        return _decode_whole("a frame", data, MAX_PIXELS, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+    except BrokenFrame:
+        return None
+
+
+def _decode_whole(name: str, data: bytes, max_pixels: int, form: int = cv2.IMREAD_COLOR_RGB) -> Image:
+    """(H, W, 3) RGB, or another form that OpenCV knows. Raises BrokenFrame, and StoreError for want of memory."""
     found = picture_pixels(data) if data else None
     if found is not None:
         check_size(name, *found, max_pixels)
@@ -184,7 +197,7 @@ def _decode_whole(name: str, data: bytes, max_pixels: int) -> Image:
         if found is None:
             return None
         try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), form)
         except cv2.error as error:
             if error.code == cv2.Error.StsNoMem:
                 raise MemoryError(explain(error)) from error

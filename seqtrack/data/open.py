@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from seqtrack.config import Config, DataConfig
 from seqtrack.data.datasets.catalog import open_training_set
@@ -13,6 +13,7 @@ from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.datasets.layout import IncompleteSet, packed_archives
 from seqtrack.data.mixture import Mixture, TrainingSet
 from seqtrack.data.packed import FOLDER, INDEX, check_shards_exist, is_packed, open_packed_set, select_packed
+from seqtrack.data.stamp import FrameStamp, stamp_mixture
 from seqtrack.data.storage import DataError, NoSuchFolder, Root, list_folder, open_root
 from seqtrack.data.triplets import TripletSource
 
@@ -24,6 +25,12 @@ class Data:
     mixture: Mixture
     notes: tuple[str, ...] = ()
     """What was found when it was opened and the user should know, a line each."""
+    frames: FrameStamp | None = None
+    """The stamp of the frames, once it was made."""
+
+    def stamped(self) -> Data:
+        """With the stamp. Raises DataError for frames that cannot be read."""
+        return self if self.frames is not None else replace(self, frames=stamp_mixture(self.mixture))
 
 
 def open_data(config: Config) -> Data:

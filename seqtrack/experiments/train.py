@@ -98,6 +98,7 @@ def run_prepared(prepared: PreparedRun, parent_run: str | None = None) -> Outcom
                 stop.request,
                 prepared.allow_changed,
                 partial(await_mlflow_run, run),
+                prepared.data.frames,
             )
             log_start(prepared, resources)
             if evaluation is not None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from seqtrack.config import Config
+from seqtrack.data.stamp import FrameStamp
 from seqtrack.environment import installed_versions
 from seqtrack.failures import explain
 from seqtrack.model.compile import compile_blocks
@@ -143,6 +144,7 @@ def restore(
     rank: int,
     hardware: str,
     run: RunFolder,
+    frames: FrameStamp | None = None,
 ) -> dict[str, Any] | None:
     """Verifies a checkpoint and restores `state` and this rank's random generators from it.
 
@@ -152,7 +154,7 @@ def restore(
     with start.local() as directory:
         meta = verify_checkpoint(directory, start.path)
         check_meta(meta, STARTING_META, start.path)
-        changed = changed_since(meta, config, dataset)
+        changed = changed_since(meta, config, dataset, frames)
         check_allowed(changed, allow_changed, start.path)
         state.load(directory, new_schedule=any(key.startswith("TRAIN.") for key in changed))
         if config.TRAIN.SLOTS is None and not load_generators(directory, rank):
