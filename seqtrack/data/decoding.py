@@ -173,15 +173,15 @@ def check_size(name: str, size: tuple[int, int], pixels: int, most: int) -> None
         )
 
 
-def small_grey(data: bytes) -> Image | None:
-    """(H / 8, W / 8) the brightness of a JPEG, the mean of each of its blocks; None if it cannot be decoded.
+def small_picture(data: bytes) -> Image | None:
+    """(H / 8, W / 8, 3) a JPEG at an eighth of its size; None if it cannot be decoded.
 
     Raises StoreError where memory does not suffice.
     """
     if not data.startswith(START_OF_JPEG):
         return None
     try:
-        return _decode_whole("a frame", data, MAX_PIXELS, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+        return _decode_whole("a frame", data, MAX_PIXELS, cv2.IMREAD_REDUCED_COLOR_8)
     except BrokenFrame:
         return None
 

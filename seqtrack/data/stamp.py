@@ -6,8 +6,8 @@ not know about it. A set of few frames is stamped whole. A change of one frame i
 cases, one of a larger share nearly always; a single other frame among millions is not.
 
 A frame has two hashes. That of its name, size and bytes is compared where the file itself is there on both sides: a
-tree, or a packed one. Tiles (`tiling.py`) are the same picture in other bytes. Then the pictures are compared: their
-brightness at an eighth of their size, which is the mean of each block of a JPEG and does not depend on the decoder.
+tree, or a packed one. Tiles (`tiling.py`) are the same picture in other bytes. Then the pictures are compared, at an
+eighth of their size: that is little more than the mean of each block of a JPEG, on which decoders agree.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from seqtrack.data.datasets.index import HEAD, MISSING, FrameIndex
-from seqtrack.data.decoding import small_grey
+from seqtrack.data.decoding import small_picture
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.storage import READS_AT_ONCE, Root, Span, SpanReader, StoreError, read_bytes
 
@@ -43,7 +43,7 @@ class DrawnFrame(NamedTuple):
     file: str = ABSENT
     """Hash of its name, size and bytes."""
     picture: str = NO_PICTURE
-    """Hash of its brightness."""
+    """Hash of its picture."""
 
     def same_as(self, other: DrawnFrame) -> bool:
         """Whether it is the same frame. If only one is tiled, their pictures are compared, if both are known."""
@@ -217,7 +217,7 @@ def hash_file(name: str, content: bytes) -> str:
 
 def hash_picture(content: bytes) -> str:
     """Of a JPEG that can be decoded; no other picture can be tiled."""
-    small = small_grey(content)
+    small = small_picture(content)
     if small is None:
         return NO_PICTURE
     return hashlib.sha256(f"{small.shape}".encode() + small.tobytes()).hexdigest()[:DIGITS]

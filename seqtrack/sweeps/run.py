@@ -26,7 +26,7 @@ from seqtrack.locations import child
 from seqtrack.runs.folder import RunFolder, open_run, write_settings
 from seqtrack.sweeps.observer import Observer, interrupt_when_ended
 from seqtrack.sweeps.plan import announce, plan_trials, plan_work
-from seqtrack.sweeps.results import SWEEP_FILE, Trial, check_same_sweep, read_trials
+from seqtrack.sweeps.results import SWEEP_FILE, Trial, check_same_data, check_same_sweep, read_trials
 from seqtrack.sweeps.settings import Sweep
 from seqtrack.sweeps.summary import write_summary
 from seqtrack.sweeps.trial import TrialSetting
@@ -54,6 +54,8 @@ def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) 
     folder = open_run(config)
     check_same_sweep(sweep, folder)
     earlier = read_trials(folder)
+    if (line := check_same_data(data, benchmarks, folder, begun=bool(earlier))) is not None:
+        say(line)
     work = plan_work(sweep, earlier)
     join_cluster()
     plan = plan_trials(config, sweep, cluster_resources())
@@ -64,7 +66,9 @@ def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) 
     running: set[str] = set()
     # Only now, since Ray handles SIGTERM itself when it joins.
     with StopOnSignal(signal.SIGTERM, then=lambda: interrupt_when_ended(running)) as stop:
-        setting = TrialSetting(config, sweep, folder, ray.put(data.mixture), benchmarks, plan.resources, stop.request)
+        setting = TrialSetting(
+            config, sweep, folder, ray.put(data.mixture), benchmarks, plan.resources, stop.request, data.frames
+        )
         try:
             for line in announce(setting, plan, work.trials, earlier):
                 say(line)

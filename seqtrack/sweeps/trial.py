@@ -13,6 +13,7 @@ from seqtrack.cluster.resources import Resources, Share
 from seqtrack.config import Config
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.open import Data
+from seqtrack.data.stamp import FrameStamp
 from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import BenchmarkData
 from seqtrack.experiments.evaluate_run import RunEvaluation
@@ -48,6 +49,8 @@ class TrialSetting:
     resources: Resources
     stop: ray.actor.ActorHandle
     """The StopRequest of all trials."""
+    frames: FrameStamp | None = None
+    """The stamp of the training sets' frames, which the sweep makes once for all trials."""
 
     def trial_folder(self, params: Params) -> RunFolder:
         return self.folder.child(TRIALS).child(trial_name(params))
@@ -90,7 +93,9 @@ def is_complete(trial: Trial, config: Config, sweep: Sweep) -> bool:
 
 
 def _train(config: Config, setting: TrialSetting) -> Ended:
-    prepared = prepare(config, data=Data(ray.get(setting.mixture_ref)), benchmarks=setting.benchmarks)
+    prepared = prepare(
+        config, data=Data(ray.get(setting.mixture_ref), frames=setting.frames), benchmarks=setting.benchmarks
+    )
     write_settings(config, prepared.run)
     # The trial ends itself at the sweep's last epoch. Ray Tune would kill it, and not always clean up what it killed.
     prepared = replace(prepared, config=config.with_settings({"TRAIN.EPOCH": setting.sweep.epochs(config)}))
@@ -104,6 +109,7 @@ def _train(config: Config, setting: TrialSetting) -> Ended:
         prepared.weights,
         setting.stop,
         find_mlflow_run=partial(await_mlflow_run, prepared.run),
+        frames=prepared.data.frames,
     )
     log_start(prepared, setting.resources)
     by_auc = setting.sweep.metric == "auc"
