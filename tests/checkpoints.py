@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,11 +15,11 @@ from tests.folders import stored_at
 DATASET = {"sequences": 4, "frames": 120, "fingerprint": "0123456789abcdef"}
 
 
-def save(config: Config, run: Path, step: int) -> Path:
-    """A checkpoint of untrained weights in a run's folder."""
+def save(config: Config, run: Path, step: int, **meta: Any) -> Path:
+    """A checkpoint of untrained weights in a run's folder. `meta`: other entries of its `meta.json`."""
     state = TrainState.fresh(config, 0, torch.device("cpu"))
     state.step = step
     path = run / checkpoint_name(*divmod(step, config.steps_per_epoch))
-    meta = state.meta(config, dataset=DATASET, mlflow_run_id="1234")
-    write_checkpoint(Contents(*state.snapshot(), [generator_states()], meta), stored_at(path))
+    entries = state.meta(config, **{"dataset": DATASET, "mlflow_run_id": "1234"} | meta)
+    write_checkpoint(Contents(*state.snapshot(), [generator_states()], entries), stored_at(path))
     return path

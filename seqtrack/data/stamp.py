@@ -132,7 +132,7 @@ class FrameStamp:
 
     def _common(self, then: Any) -> list[tuple[str, SetStamp, SetStamp]]:
         if not isinstance(then, dict):
-            raise NoStamp("is not a stamp for each data set")
+            raise NoStamp("is no stamp for each data set")
         both = [(name, now, SetStamp.parse(then[name])) for name, now in self.sets.items() if name in then]
         return [(name, now, before) for name, now, before in both if now.annotations == before.annotations]
 
@@ -158,7 +158,7 @@ def _stamp(sets: Iterable[tuple[str, FrameIndex, Root]]) -> Iterator[tuple[str, 
 
 def _begin(pool: ThreadPoolExecutor, index: FrameIndex, root: Root) -> list[Future[DrawnFrame]]:
     """The frames of a set's stamp, which the pool reads."""
-    spans, places = SpanReader(root), draw_frames(index.fingerprint, index.num_frames)
+    spans, places = SpanReader(root), draw_frames(index.fingerprint, index.num_frames, DRAWN)
     rows = index.offsets.searchsorted(places, side="right") - 1
     every = PICTURED if len(places) < index.num_frames else 1
     return [
@@ -167,7 +167,7 @@ def _begin(pool: ThreadPoolExecutor, index: FrameIndex, root: Root) -> list[Futu
     ]
 
 
-def draw_frames(fingerprint: str, count: int, most: int = DRAWN) -> list[int]:
+def draw_frames(fingerprint: str, count: int, most: int) -> list[int]:
     """Numbers from 0 to count - 1, ascending: all of them, or so many that follow from the fingerprint.
 
     They are made of SHA-256, because NumPy's generators may draw other numbers in another version.

@@ -137,23 +137,25 @@ def check_same_sweep(sweep: Sweep, folder: RunFolder) -> None:
         raise ConfigError(f"{folder.path} holds a sweep with other {', '.join(changed)}; another RUN.NAME keeps both")
 
 
-def check_same_data(data: Data, benchmarks: Sequence[BenchmarkData], folder: RunFolder, begun: bool) -> str | None:
-    """Notes what a sweep's trials are trained and measured on. Raises ConfigError where earlier ones had other data.
-
-    `begun`: whether there are earlier ones. Returns a line where that is not known of them, as of older sweeps.
-    """
-    data = data.stamped()
+def describe_data(data: Data, benchmarks: Sequence[BenchmarkData]) -> dict[str, Any]:
+    """What a sweep's trials are trained and measured on, for DATA_FILE. `data`: with their stamp."""
     assert data.frames is not None
-    now = {
+    return {
         "dataset": data.mixture.description,
         FRAMES: data.frames.to_json(),
         "benchmarks": {one.benchmark.name: one.stamp for one in benchmarks},
     }
-    then = folder.read_json(DATA_FILE) if begun else None
+
+
+def check_same_data(data: Data, benchmarks: Sequence[BenchmarkData], folder: RunFolder) -> str | None:
+    """Raises ConfigError where a sweep's earlier trials had other data. `data`: with their stamp.
+
+    Returns a line where that is not known of them, as of older sweeps.
+    """
+    assert data.frames is not None
+    now, then, place = describe_data(data, benchmarks), folder.read_json(DATA_FILE), folder.file(DATA_FILE)
     if then is None:
-        folder.write_json(DATA_FILE, now)
-        return f"Whether the data are those of the trials that {folder.path} has is not known" if begun else None
-    place = folder.file(DATA_FILE)
+        return f"Whether the data are those of the trials that {folder.path} has is not known"
     try:
         difference = data.frames.difference(then[FRAMES])
         changed = [name for name, stamp in now["benchmarks"].items() if then["benchmarks"].get(name, stamp) != stamp]

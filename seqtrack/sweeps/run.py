@@ -26,7 +26,15 @@ from seqtrack.locations import child
 from seqtrack.runs.folder import RunFolder, open_run, write_settings
 from seqtrack.sweeps.observer import Observer, interrupt_when_ended
 from seqtrack.sweeps.plan import announce, plan_trials, plan_work
-from seqtrack.sweeps.results import SWEEP_FILE, Trial, check_same_data, check_same_sweep, read_trials
+from seqtrack.sweeps.results import (
+    DATA_FILE,
+    SWEEP_FILE,
+    Trial,
+    check_same_data,
+    check_same_sweep,
+    describe_data,
+    read_trials,
+)
 from seqtrack.sweeps.settings import Sweep
 from seqtrack.sweeps.summary import write_summary
 from seqtrack.sweeps.trial import TrialSetting
@@ -54,13 +62,14 @@ def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) 
     folder = open_run(config)
     check_same_sweep(sweep, folder)
     earlier = read_trials(folder)
-    if (line := check_same_data(data, benchmarks, folder, begun=bool(earlier))) is not None:
+    if earlier and (line := check_same_data(data, benchmarks, folder)) is not None:
         say(line)
     work = plan_work(sweep, earlier)
     join_cluster()
     plan = plan_trials(config, sweep, cluster_resources())
     write_settings(plan.config, folder)
     folder.write(SWEEP_FILE, sweep.to_json())
+    folder.write_json(DATA_FILE, describe_data(data, benchmarks))
     config = with_one_store(plan.config)
 
     running: set[str] = set()

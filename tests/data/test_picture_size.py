@@ -175,7 +175,7 @@ def test_in_training_a_frame_above_the_limit_is_named_and_its_sample_drawn_again
     problems = [line for number in range(40) for line in source(config).sample(number)[1]]
     assert any("it has 16,000 × 16,000 pixels" in line for line in problems)
     smaller = config.with_settings({"DATA.MAX_PIXELS": WIDTH * HEIGHT - 1})
-    with pytest.raises(DataError, match="no valid draw in 100 attempts; broken frames: .* at most 2,866 are decoded"):
+    with pytest.raises(DataError, match=r"no valid draw in 100 attempts; broken frames: .* at most 2,866 are decoded"):
         source(smaller).sample(0)  # all frames are larger
 
 
