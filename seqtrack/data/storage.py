@@ -9,9 +9,7 @@ change the run.
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -19,22 +17,21 @@ from typing import Literal, NamedTuple, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
+from seqtrack import patience
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
 from seqtrack.locations import filesystem_at
 
-logger = logging.getLogger(__name__)
-
 READS_AT_ONCE = 16
 """Parallel reads from an object store, which answers slowly but serves many requests at a time."""
-PATIENCE = 300.0
+PATIENCE = patience.PATIENCE
 """Seconds for which failing reads from an object store are repeated, after its client's own retries."""
 LOCAL_PATIENCE = 60.0
 """Seconds for which those from a disk or a mount are. Its kernel has waited and tried by itself before."""
 DENIED_PATIENCE = 1.0
 """Seconds for which a disk that denies permission is asked again, which it nearly always does for good."""
-FIRST_PAUSE, LOCAL_FIRST_PAUSE, LONGEST_PAUSE = 1.0, 0.1, 15.0
-"""Seconds before a failed read is repeated, from a store and from a disk; the pauses double up to the longest."""
+FIRST_PAUSE, LOCAL_FIRST_PAUSE = 1.0, 0.1
+"""Seconds before a failed read is repeated, from a store and from a disk; the pauses double."""
 NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG})
 """Error numbers that say that there is no such file: nothing, a folder, a link to itself, a name that none can have."""
 DENIED = frozenset({errno.EACCES, errno.EPERM})
@@ -219,30 +216,30 @@ def patiently(ask: Callable[[], Answer], root: Root, path: str) -> Answer:
     """What `ask` gives, which reads something of the root. If it fails, it is asked again.
 
     `path`: the file or folder, whole. Raises FileNotFoundError at once if there is no such file, and another OSError
-    after PATIENCE (of an object store) or LOCAL_PATIENCE.
+    after PATIENCE (of an object store) or LOCAL_PATIENCE. Memory that cannot be had counts as one, ENOMEM.
     """
-    began, pause = time.monotonic(), LOCAL_FIRST_PAUSE if root.local else FIRST_PAUSE
-    while True:
+
+    def action() -> Answer:
         try:
             return ask()
-        except (OSError, MemoryError) as raised:
-            error = as_os_error(raised)
-            if isinstance(error, FileNotFoundError):
-                raise
+        except MemoryError as error:
+            raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}: {error}", path) from error
+        except FileNotFoundError:
+            raise
+        except OSError as error:
             if _says_no_file(error, root, path):
                 number = error.errno or errno.EISDIR
-                raise FileNotFoundError(number, os.strerror(number), path) from raised
-            patience = PATIENCE if not root.local else DENIED_PATIENCE if error.errno in DENIED else LOCAL_PATIENCE
-            if time.monotonic() + pause > began + patience:
-                raise error from raised
-            logger.warning("%s: %s; it is read again in %g s", path, explain(error), pause)
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
+                raise FileNotFoundError(number, os.strerror(number), path) from error
+            raise
 
+    def patience_with(error: OSError) -> float:
+        if isinstance(error, FileNotFoundError):
+            return 0.0
+        if not root.local:
+            return PATIENCE
+        return DENIED_PATIENCE if error.errno in DENIED else LOCAL_PATIENCE
 
-def as_os_error(error: OSError | MemoryError) -> OSError:
-    """The error as one with a number: memory that could not be had is ENOMEM, whoever asked for it."""
-    return error if isinstance(error, OSError) else OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}: {error}")
+    return patience.patiently(action, path, patience_with, LOCAL_FIRST_PAUSE if root.local else FIRST_PAUSE)
 
 
 def _says_no_file(error: OSError, root: Root, path: str) -> bool:

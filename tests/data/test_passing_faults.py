@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
+from seqtrack import patience
 from seqtrack.config import Config
 from seqtrack.data import storage
 from seqtrack.data.batches import StreamPlan, make_block
@@ -91,7 +92,7 @@ class Stale:
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Pauses take no time. Returns those that were made."""
     pauses: list[float] = []
-    monkeypatch.setattr(storage.time, "sleep", pauses.append)
+    monkeypatch.setattr(patience.time, "sleep", pauses.append)
     return pauses
 
 
@@ -252,7 +253,7 @@ def test_permission_that_is_denied_is_not_waited_for_as_long_as_a_disk_that_fail
     lasot_root: Path, no_pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(float(second) / 10 for second in range(1000))
-    monkeypatch.setattr(storage.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(patience.time, "monotonic", lambda: next(clock))
     counts = []
     for what in ("EACCES", "EIO"):
         no_pauses.clear()
@@ -284,7 +285,7 @@ def test_a_process_that_may_open_no_more_files_goes_on_when_it_may(
         while opened:
             os.close(opened.pop())
 
-    monkeypatch.setattr(storage.time, "sleep", release)
+    monkeypatch.setattr(patience.time, "sleep", release)
     try:
         assert_same(source.samples(range(4)), whole)
     finally:

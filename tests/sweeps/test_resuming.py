@@ -31,6 +31,7 @@ from seqtrack.sweeps.results import (
     TrialNote,
     check_same_data,
     check_same_sweep,
+    describe_data,
     read_note,
     read_trials,
     write_note,
@@ -216,13 +217,16 @@ def test_a_trial_does_not_wait_for_ever_for_a_server_that_is_away(folder: RunFol
 
 @pytest.fixture
 def on_data(folder: RunFolder, tree: Path, tiny_settings: dict[str, Any]) -> Callable[[], str | None]:
-    """Opens the data at `tree`, which are also a benchmark, and compares them with those of the sweep's trials."""
+    """Opens the data at `tree`, which are also a benchmark, compares them with those of the sweep, and notes them."""
     tiny_settings["DATA"]["ROOT"] = str(tree)
     tiny_settings["EVAL"] = {"BENCHMARKS": {"mine": str(tree)}, "SEQUENCES": ["coin-1"]}
     config = parse_config(tiny_settings, "tiny")
 
     def compare() -> str | None:
-        return check_same_data(open_data(config), open_for_run(config), folder, begun=bool(read_trials(folder)))
+        data, benchmarks = open_data(config).stamped(), open_for_run(config)
+        line = check_same_data(data, benchmarks, folder)
+        folder.write_json(DATA_FILE, describe_data(data, benchmarks))
+        return line
 
     return compare
 
@@ -248,22 +252,17 @@ def test_a_sweep_whose_data_were_replaced_does_not_go_on(
     change: Callable[[Path], Any], said: str, on_data: Callable[[], str | None], folder: RunFolder, tree: Path
 ) -> None:
     folder.create()
-    assert on_data() is None
-    replace_frame(tree, "kite-2")
-    assert on_data() is None  # no trial has begun
-    begin(folder, {"SEED": 1}, "finished")
+    on_data()
     assert on_data() is None
     change(tree)
-    with pytest.raises(
-        ConfigError, match=rf"sweep holds a sweep on other data: {said}.*; another RUN\.NAME keeps both"
-    ):
+    with pytest.raises(ConfigError, match=rf"sweep holds a sweep on other data: {said}.*; another RUN\.NAME keeps"):
         on_data()
 
 
 def test_a_sweep_that_is_older_than_stamps_goes_on_with_a_line(
     on_data: Callable[[], str | None], folder: RunFolder
 ) -> None:
-    begin(folder, {"SEED": 1}, "finished")
+    folder.create()
     said = on_data()
     assert said is not None and said.endswith(f"the trials that {folder.path} has is not known")
     assert on_data() is None
@@ -273,7 +272,7 @@ def test_a_sweep_that_is_older_than_stamps_goes_on_with_a_line(
 def test_a_damaged_note_of_the_data_is_named(
     content: str, on_data: Callable[[], str | None], folder: RunFolder
 ) -> None:
-    begin(folder, {"SEED": 1}, "finished")
+    folder.create()
     folder.write(DATA_FILE, content)
     with pytest.raises(RunFileError, match=DATA_FILE):
         on_data()
