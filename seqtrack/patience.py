@@ -18,21 +18,29 @@ LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryE
 """Errors that another try does not mend."""
 
 
-def patiently(action: Callable[[], Result], what: str, patience: float | None = None) -> Result:
+def patiently(
+    action: Callable[[], Result],
+    what: str,
+    patience: float | Callable[[OSError], float] | None = None,
+    first_pause: float = 1.0,
+) -> Result:
     """Calls `action` until it raises no OSError that may pass, for `patience` seconds (PATIENCE) at most.
 
-    `what` begins the warning that each failure gets. Raises the last OSError.
+    `what` begins the warning that each failure gets. `patience` may depend on the error: 0 for one that lasts.
+    `first_pause`: seconds before the second try. Raises the last OSError.
 
         patiently(lambda: store.open_input_stream("bucket/frame.jpg").read(), "bucket/frame.jpg")
     """
-    ends, pause = time.monotonic() + (PATIENCE if patience is None else patience), 1.0
+    began, pause = time.monotonic(), first_pause
     while True:
         try:
             return action()
-        except LASTING:
-            raise
         except OSError as error:
-            if time.monotonic() + pause > ends:
+            if callable(patience):
+                seconds = patience(error)
+            else:
+                seconds = 0.0 if isinstance(error, LASTING) else PATIENCE if patience is None else patience
+            if time.monotonic() + pause > began + seconds:
                 raise
             logger.warning("%s: %s; it is tried again in %g s", what, error, pause)
         time.sleep(pause)

@@ -37,6 +37,6 @@ def save(config: Config, run: Path, step: int, **facts: Any) -> Path:
     for epoch in range(1, step // config.steps_per_epoch + 1):
         state.history.append({"epoch": epoch, "step": epoch * config.steps_per_epoch, "loss": 1.0, "iou": 0.5})
     path = run / checkpoint_name(*divmod(step, config.steps_per_epoch))
-    meta = state.meta(config, dataset=DATASET, mlflow_run_id="1234", **facts)
+    meta = state.meta(config, **{"dataset": DATASET, "mlflow_run_id": "1234"} | facts)
     write_checkpoint(Contents(*state.snapshot(), [generator_states()], meta), stored_at(path))
     return path

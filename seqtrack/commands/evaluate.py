@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from seqtrack.commands.program import GOES_ON, TO_GO_ON, ProgramError, add_take_over
+from seqtrack.commands.track import add_max_pixels
 from seqtrack.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, metavar="N", help="sequences that a worker tracks at a time (8; CPU: 1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where models run (GPUs, if the cluster has any)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic (fp32)")
+    add_max_pixels(parser)
     parser.add_argument("--integers", action="store_true", help="cut boxes to whole pixels, as older results are")
     parser.add_argument("--no-videos", dest="videos", action="store_false", help="no videos of the worst sequences")
     add_take_over(parser)
@@ -103,6 +105,9 @@ def measure(options: argparse.Namespace, places: dict[str, str], lease: Lease) -
     with workers(options) as start:
         for source in sources:
             trained = first if first is not None and source == sources[0] else load_trained(source, options.config)
+            if options.max_pixels is not None:
+                limit = {"DATA.MAX_PIXELS": options.max_pixels}
+                trained = trained._replace(config=trained.config.with_settings(limit, "--max-pixels"))
             tracker = tracker_name(source)
             if trained.checkpoint is not None:
                 origins[tracker] = trained.config, trained.checkpoint, trained.step

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--show", action="store_true", help="a live window (space: pause, r: select the target anew, q: end)"
     )
     add_device(parser)
+    add_max_pixels(parser)
     parser.add_argument("--batch", type=int, metavar="N", help="targets in one pass of the model")
 
 
@@ -62,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
 
     source = open_source(options.source)
     trained = load_trained(options.weights, options.config)
+    source.max_pixels = options.max_pixels or trained.config.DATA.MAX_PIXELS
     shots = chosen(source, options.start, options.stop, options.stride)
     try:
         first = next(shots, None)
@@ -166,6 +168,21 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     """Adds where and in which numbers a model computes: `--device` and `--precision`."""
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, mps (the first that is there)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic (fp32)")
+
+
+def add_max_pixels(parser: argparse.ArgumentParser) -> None:
+    """Adds the largest frame that is decoded."""
+    parser.add_argument(
+        "--max-pixels", type=_positive, metavar="N", help="most pixels of a frame (DATA.MAX_PIXELS of the model)"
+    )
+
+
+def _positive(text: str) -> int:
+    """A number above 0. Raises ValueError, which argparse words."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def pick_device(name: str | None) -> str:

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY,…",
         type=lambda keys: keys.split(","),
         default=[],
-        help="settings, packages or `dataset` that may differ from the checkpoint's",
+        help="settings, packages, `dataset` or `frames` that may differ from the checkpoint's",
     )
     parser.add_argument("--workers", metavar="N|MIN:MAX", help="RUN.WORKERS, or a range that follows the cluster")
     add_take_over(parser)

@@ -11,7 +11,7 @@ import os
 import sys
 
 from seqtrack.commands.program import ProgramError, add_weights, check_extra
-from seqtrack.commands.track import add_device, pick_device
+from seqtrack.commands.track import add_device, add_max_pixels, pick_device
 from seqtrack.errors import InputError
 
 CHALLENGES = ("VOT20", "VOT21", "VOT22")
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"whose settings in TEST.UPDATE_… say when templates are renewed ({CHALLENGES[-1]})",
     )  # fmt: skip
     add_device(parser)
+    add_max_pixels(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,7 +46,10 @@ def run(options: argparse.Namespace) -> int:
     if "TRAX_SOCKET" not in os.environ and sys.stdin is not None and sys.stdin.isatty():
         raise InputError("nobody speaks TraX here: the VOT toolkit starts this program (docs/tracking.md)")
     try:
-        serve(lambda slots: BatchTracker(trained.model, settings, slots, device, options.precision))
+        serve(
+            lambda slots: BatchTracker(trained.model, settings, slots, device, options.precision),
+            options.max_pixels or trained.config.DATA.MAX_PIXELS,
+        )
     except SessionError as error:
         raise ProgramError(f"the client is gone, or what it sent cannot be read ({error})") from error
     return 0

@@ -254,6 +254,9 @@ class DataConfig(Section):
     ON_MISMATCH: Literal["error", "drop", "redraw"] = "error"
     """What happens to a sequence whose frames do not fit its boxes (their number, or a gap). `error`: nothing starts.
     `drop`: it is left out. `redraw`: a sample that would show a missing frame is drawn again."""
+    MAX_PIXELS: PositiveInt = 1 << 26
+    """Most pixels of a frame: 8192 × 8192, twice those of an 8K video, for which decoding takes up to 1.1 GB. A larger
+    frame is refused by what its header says. In training it counts as a broken one: its sample is drawn again."""
     DOWNLOAD_FROM: str = "l-lt/LaSOT"
     """Dataset repository on the Hugging Face Hub, one zip per class, that `seqtrack fetch` downloads LaSOT from."""
     SYNTHETIC: SyntheticConfig = SyntheticConfig()

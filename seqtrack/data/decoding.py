@@ -20,8 +20,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from seqtrack.config import DataConfig
 from seqtrack.data.heads import NotTiled
 from seqtrack.data.jpeg import START_OF_JPEG, JpegHeader, NotAPicture, check_complete, read_header
+from seqtrack.data.picture_size import picture_pixels
+from seqtrack.data.storage import THIS_MACHINE, StoreError, patiently
 from seqtrack.data.tiles import TiledJpeg
 from seqtrack.failures import explain
 from seqtrack.files import what_came_instead
@@ -29,6 +32,12 @@ from seqtrack.files import what_came_instead
 Image = NDArray[np.uint8]
 START = 512
 """Bytes that tell what a file is that holds no picture."""
+
+
+MAX_PIXELS = DataConfig().MAX_PIXELS
+"""Most pixels of a picture that is decoded, unless another limit is given."""
+MOST_BYTES = 17
+"""Bytes that decoders take for a pixel, at most: 6 for JPEG and PNG, 11 for an animated PNG, 17 for AVIF."""
 
 
 class BrokenFrame(Exception):
@@ -63,9 +72,9 @@ class FrameDecoder:
     frames: a decoder of nvidia-nvimgcodec that two use at once ends in errors and segmentation faults (version 0.9.0).
     """
 
-    def __init__(self, by_region: bool = True) -> None:
+    def __init__(self, by_region: bool = True, max_pixels: int = MAX_PIXELS) -> None:
         """`by_region=False` uses OpenCV even where nvidia-nvimgcodec is installed."""
-        self._by_region = by_region
+        self._by_region, self.max_pixels = by_region, max_pixels
         self._library = _import_nvimgcodec() if by_region else None
         if self._library is not None:
             self._decoder = self._library.Decoder(
@@ -74,11 +83,15 @@ class FrameDecoder:
                 backends=[self._library.Backend(self._library.CPU_ONLY)],
             )
 
-    def __reduce__(self) -> tuple[type[FrameDecoder], tuple[bool]]:
-        return FrameDecoder, (self._by_region,)  # another process makes its own decoder
+    def __reduce__(self) -> tuple[type[FrameDecoder], tuple[bool, int]]:
+        return FrameDecoder, (self._by_region, self.max_pixels)  # another process makes its own decoder
 
     def open(self, name: str, data: bytes) -> Frame:
-        """Opens a frame; `name` is its name in errors. Raises BrokenFrame if the bytes are not a complete picture."""
+        """Opens a frame; `name` is its name in errors.
+
+        Raises BrokenFrame if the bytes are not a complete picture, or have more pixels than are allowed, and StoreError
+        where memory does not suffice, which says nothing of the frame.
+        """
         header = None
         if data.startswith(START_OF_JPEG):
             try:
@@ -87,17 +100,28 @@ class FrameDecoder:
             except NotAPicture as error:
                 raise BrokenFrame(f"{name} cannot be read ({error})") from error
         if header is not None and self._library is not None and _both_agree(header):
+            check_size(name, (header.width, header.height), header.width * header.height, self.max_pixels)
             return _RegionFrame(name, data, header, self._library, self._decoder)
-        return ArrayFrame(_decode_whole(name, data))
+        return ArrayFrame(_decode_whole(name, data, self.max_pixels))
 
 
 class TiledFrame:
     """A JPEG of which only the rows of tiles are read that are needed, and all of it where these are damaged."""
 
-    def __init__(self, name: str, tiles: TiledJpeg, read: Callable[[int, int | None], bytes]) -> None:
-        """`read(start, stop)` gives these bytes of the file, to its end for None. Its errors are passed on."""
-        self._name, self._tiles, self._read = name, tiles, read
+    def __init__(
+        self,
+        name: str,
+        tiles: TiledJpeg,
+        read: Callable[[int, int | None], bytes],
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """`read(start, stop)` gives these bytes of the file, to its end for None. Its errors are passed on.
+
+        Raises BrokenFrame if the frame has too many pixels.
+        """
+        self._name, self._tiles, self._read, self._max_pixels = name, tiles, read, max_pixels
         self.width, self.height = tiles.grid.width, tiles.grid.height
+        check_size(name, (self.width, self.height), self.width * self.height, max_pixels)
         self._whole: Frame | None = None
 
     def pixels(self, left: int, top: int, right: int, bottom: int) -> Image:
@@ -106,7 +130,8 @@ class TiledFrame:
             try:
                 return self._tiles.pixels(self._read(start, stop), left, top, right, bottom, start)
             except NotTiled:
-                self._whole = FrameDecoder(by_region=False).open(self._name, self._read(0, None))
+                whole = FrameDecoder(by_region=False, max_pixels=self._max_pixels)
+                self._whole = whole.open(self._name, self._read(0, None))
             if (self._whole.width, self._whole.height) != (self.width, self.height):
                 raise BrokenFrame(f"{self._name} cannot be read (it is another picture than was packed)")
         return self._whole.pixels(left, top, right, bottom)
@@ -133,20 +158,63 @@ class _RegionFrame:
             if decoded is not None:
                 return np.asarray(decoded.cpu())
         if self._whole is None:  # OpenCV is more tolerant of odd files
-            self._whole = _decode_whole(self._name, self._data)
+            self._whole = _decode_whole(self._name, self._data, self.width * self.height)
         return self._whole[top:bottom, left:right]
 
 
-def _decode_whole(name: str, data: bytes) -> Image:
-    """(H, W, 3) RGB. Raises BrokenFrame."""
+def check_size(name: str, size: tuple[int, int], pixels: int, most: int) -> None:
+    """Raises BrokenFrame if a picture of this width and height, or what is decoded at a time of it, is too large."""
+    if pixels > most:
+        width, height = size
+        parts = "" if pixels == width * height else f" in parts of {pixels:,}"
+        raise BrokenFrame(
+            f"{name} cannot be read (it has {width:,} × {height:,} pixels{parts}; at most {most:,} are decoded: "
+            "DATA.MAX_PIXELS in training, --max-pixels elsewhere)"
+        )
+
+
+def small_picture(data: bytes) -> Image | None:
+    """(H / 8, W / 8, 3) a JPEG at an eighth of its size; None if it cannot be decoded.
+
+    Raises StoreError where memory does not suffice.
+    """
+    if not data.startswith(START_OF_JPEG):
+        return None
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
-    except cv2.error as error:
-        raise BrokenFrame(f"{name} cannot be read ({explain(error)})") from error
+        return _decode_whole("a frame", data, MAX_PIXELS, cv2.IMREAD_REDUCED_COLOR_8)
+    except BrokenFrame:
+        return None
+
+
+def _decode_whole(name: str, data: bytes, max_pixels: int, form: int = cv2.IMREAD_COLOR_RGB) -> Image:
+    """(H, W, 3) RGB, or another form that OpenCV knows. Raises BrokenFrame, and StoreError for want of memory."""
+    found = picture_pixels(data) if data else None
+    if found is not None:
+        check_size(name, *found, max_pixels)
+
+    def decode() -> Image | None:
+        """None if it is not a picture. Raises MemoryError."""
+        if found is None:
+            return None
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), form)
+        except cv2.error as error:
+            if error.code == cv2.Error.StsNoMem:
+                raise MemoryError(explain(error)) from error
+            raise BrokenFrame(f"{name} cannot be read ({explain(error)})") from error
+        if image is None:
+            # A decoder that finds no memory says no more than one that finds no picture.
+            np.empty((found[1], MOST_BYTES), np.uint8)
+        return None if image is None else np.asarray(image, np.uint8)
+
+    try:
+        image = patiently(decode, THIS_MACHINE, name)
+    except OSError as error:
+        raise StoreError(f"{name}: cannot be decoded ({explain(error)})") from error
     if image is None:
         instead = what_came_instead(data[:START])
         raise BrokenFrame(f"{name} cannot be read ({f'it {instead}' if instead else 'not a decodable image'})")
-    return np.asarray(image, np.uint8)
+    return image
 
 
 def _both_agree(header: JpegHeader) -> bool:

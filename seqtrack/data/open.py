@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-
-from pyarrow import fs
+from dataclasses import dataclass, replace
 
 from seqtrack.config import Config, DataConfig
 from seqtrack.data.datasets.catalog import open_training_set
@@ -15,7 +13,8 @@ from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.datasets.layout import IncompleteSet, packed_archives
 from seqtrack.data.mixture import Mixture, TrainingSet
 from seqtrack.data.packed import FOLDER, INDEX, check_shards_exist, is_packed, open_packed_set, select_packed
-from seqtrack.data.storage import DataError, Root, open_root
+from seqtrack.data.stamp import FrameStamp, stamp_mixture
+from seqtrack.data.storage import DataError, NoSuchFolder, Root, list_folder, open_root
 from seqtrack.data.triplets import TripletSource
 
 
@@ -26,6 +25,12 @@ class Data:
     mixture: Mixture
     notes: tuple[str, ...] = ()
     """What was found when it was opened and the user should know, a line each."""
+    frames: FrameStamp | None = None
+    """The stamp of the frames, once it was made."""
+
+    def stamped(self) -> Data:
+        """With the stamp. Raises DataError for frames that cannot be read."""
+        return self if self.frames is not None else replace(self, frames=stamp_mixture(self.mixture))
 
 
 def open_data(config: Config) -> Data:
@@ -82,6 +87,9 @@ def open_index(settings: DataConfig, root: Root, note: Callable[[str], None] = l
 
 def _check_finished(root: Root) -> None:
     """Raises DataError for a folder with shards and no index. A chunk of TrackingNet has a folder of that name, too."""
-    found = root.filesystem.get_file_info(fs.FileSelector(f"{root.path}/{FOLDER}", allow_not_found=True))
-    if any(info.base_name.endswith((".parquet", ".unfinished")) for info in found):
+    try:
+        found = list_folder(root, f"{root.path}/{FOLDER}", hidden=True)
+    except NoSuchFolder:
+        return
+    if any(entry.name.endswith((".parquet", ".unfinished")) for entry in found):
         raise DataError(f"{root.path}: has {FOLDER} but no {INDEX}: `seqtrack pack` has not finished there")

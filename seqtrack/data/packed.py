@@ -23,14 +23,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from seqtrack.config import DataConfig
 from seqtrack.data.datasets import coco, got10k, lasot, trackingnet
 from seqtrack.data.datasets.index import FIRST_FRAME, FRAME_NAMES, HEAD, MISSING, ROW_SIZES, STILL, FrameIndex
 from seqtrack.data.datasets.layout import IncompleteSet
 from seqtrack.data.heads import NotTiled, parse_head
-from seqtrack.data.storage import DataError, Root, first_of, read_bytes
+from seqtrack.data.storage import DataError, Root, StoreError, file_infos, first_of, is_file, read_bytes
 from seqtrack.failures import explain
 
 FORMAT = 1
@@ -87,14 +86,18 @@ class Mark(NamedTuple):
 
 
 def is_packed(root: Root) -> bool:
-    return bool(root.filesystem.get_file_info(f"{root.path}/{INDEX}").type == fs.FileType.File)
+    return is_file(root, INDEX)
 
 
 def read_packed_index(root: Root, name: str = lasot.SET) -> pa.Table:
     """All of `index.parquet`, each column in one piece. Raises DataError, also if it is of another set than `name`."""
     path = f"{root.path}/{INDEX}"
     try:
-        table = pq.read_table(pa.BufferReader(read_bytes(root, INDEX)), page_checksum_verification=True)
+        content = read_bytes(root, INDEX)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({explain(error)})") from error
+    try:
+        table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
         table.validate(full=True)
         table = table.combine_chunks()
     except Exception as error:  # Arrow raises many types for a file that is damaged
@@ -165,8 +168,7 @@ def check_shards_exist(index: FrameIndex, root: Root) -> None:
     for path, end in zip(index.shards, index.ends_in_shard.tolist(), strict=True):
         ends[path] = max(ends.get(path, 0), end)
     paths = sorted(ends)
-    infos = root.filesystem.get_file_info([f"{root.path}/{path}" for path in paths])
-    wrong = [path for path, info in zip(paths, infos, strict=True) if (info.size or 0) < ends[path]]
+    wrong = [path for path, info in zip(paths, file_infos(root, paths), strict=True) if (info.size or 0) < ends[path]]
     if wrong:
         raise DataError(f"{root.path}: {len(wrong)} of {len(paths)} shards are missing or cut off, {first_of(wrong)}")
 

@@ -21,6 +21,7 @@ from pyarrow import fs
 
 from seqtrack.data.datasets import lasot
 from seqtrack.data.datasets.index import FIRST_FRAME, HEAD, MISSING, ROW_SIZES, FrameIndex
+from seqtrack.data.kept import compare_kept
 from seqtrack.data.packed import FOLDER, INDEX, Mark, is_packed, read_packed_index
 from seqtrack.data.shards import PackedShard, Written, check_mark, locate_frames, verify, write_shard
 from seqtrack.data.storage import DataError, Root, first_of
@@ -109,7 +110,7 @@ def pack_shard(
     place = f"{target.path}/{path}"
     filesystem = target.filesystem
     mark = Mark(index.fingerprint, name, tiled=tiled)
-    written = Written.nothing()
+    written: Written | None = None
     try:
         if filesystem.get_file_info(place).type != fs.FileType.File:
             if tiled:
@@ -136,6 +137,9 @@ def pack_shard(
         raise DataError(f"{place}: cannot be packed ({explain(error)})") from error
     if not allow_missing and (shard.sizes == MISSING).any():
         raise DataError(f"{place}: was packed with --allow-missing and lacks frames; remove it to pack it again")
+    if written is None:
+        compare_kept(index, tree, target, path, rows, shard)
+        written = Written.nothing()
     return shard._replace(cut_off=written.cut_off, reasons=written.reasons)
 
 

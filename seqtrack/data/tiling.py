@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seqtrack.data.decoding import MAX_PIXELS
 from seqtrack.data.heads import NotTiled, read_head
 from seqtrack.data.jpeg import NotAPicture, check_complete, read_header
 from seqtrack.data.tiles import decode, find_row_offsets
@@ -58,6 +59,8 @@ def tile(content: bytes) -> TiledFile:
         header = read_header(content)
         check_complete(content, header)
         grid = read_head(content, header).grid
+        if grid.width * grid.height > MAX_PIXELS:
+            raise NotTiled(f"it has more than {MAX_PIXELS:,} pixels")
         if grid.mcus_per_row * grid.rows > 4 * len(content):
             # An MCU takes two bits or more, so the size is damaged, and memory would be asked for in vain.
             raise NotTiled("its size is not that of its data")

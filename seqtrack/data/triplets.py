@@ -84,7 +84,8 @@ class TripletSource:
                     else f"{one.root.path}: none of the {count} sequences has 20 frames and enough of them visible"
                 )
         readers = tuple(SpanReader(one.root) for one in mixture.sets)
-        return cls(mixture, config.DATA, config.SEED, usable, readers)
+        decoder = FrameDecoder(max_pixels=config.DATA.MAX_PIXELS)
+        return cls(mixture, config.DATA, config.SEED, usable, readers, decoder)
 
     def draw(self, number: int, attempt: int) -> tuple[int, Draws]:
         """The set (from 0) of sample `number` at its `attempt`-th try, and its draws there."""
@@ -111,8 +112,8 @@ class TripletSource:
     def sample(self, number: int) -> tuple[Sample, list[str]]:
         """Sample `number` (from 0, over the whole run), and one line for each broken frame met on the way.
 
-        Raises DataError after 100 draws without a valid sample, and StoreError if an object store does not deliver a
-        frame, because substituting a frame would change the run.
+        Raises DataError after 100 draws without a valid sample, and StoreError if a store or disk does not deliver a
+        frame, or memory does not suffice, because substituting a frame would change the run.
         """
         return self._make(number, self.draw(number, 0), NONE_READ, empty_crops((), self.settings))
 
@@ -151,7 +152,11 @@ class TripletSource:
         place = Place(which, row, frame)
         tiles = self._tiles(place)
         if tiles is not None:
-            return TiledFrame(self._name(place), tiles, lambda start, stop: self._get(ahead, place, Part(start, stop)))
+
+            def read(start: int, stop: int | None) -> bytes:
+                return self._get(ahead, place, Part(start, stop))
+
+            return TiledFrame(self._name(place), tiles, read, self.settings.MAX_PIXELS)
         return self.decoder.open(self._name(place), self._get(ahead, place, Part()))
 
     def _tiles(self, place: Place) -> TiledJpeg | None:
@@ -191,8 +196,6 @@ class TripletSource:
         except FileNotFoundError as error:
             raise BrokenFrame(f"{name} is missing") from error
         except OSError as error:
-            if one.root.local:
-                raise BrokenFrame(f"{name} cannot be read ({error})") from error
             raise StoreError(f"{one.root.path}/{path}: cannot be read ({error})") from error
 
     def _read_ahead(self, drawn: Sequence[tuple[int, Draws]]) -> dict[Place, Piece]:

@@ -5,15 +5,19 @@ Copies are often partial, so a benchmark is opened with what is there, and says 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import pyarrow as pa
 
 from seqtrack.data.datasets.lasot import natural_key, read_split
 from seqtrack.data.datasets.layout import nearest, packed_archives
 from seqtrack.data.packed import is_packed
+from seqtrack.data.stamp import DIGITS
 from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, first_of, list_folder, open_root
 from seqtrack.errors import InputError, did_you_mean
 from seqtrack.evaluation.layouts import (
@@ -27,6 +31,7 @@ from seqtrack.evaluation.layouts import (
     read_table,
 )
 from seqtrack.evaluation.sequences import BenchmarkSequence, Incomplete
+from seqtrack.evaluation.stamps import stamp_sequences
 from seqtrack.failures import explain
 
 
@@ -122,6 +127,16 @@ class BenchmarkData:
     """Name of a sequence that is not there, or not complete -> why."""
     size: int | None
     """Number of sequences of the whole benchmark, if it is known."""
+
+    @cached_property
+    def stamps(self) -> dict[str, str]:
+        """Name of each sequence -> the stamp of its boxes and frames. Raises DataError if these cannot be read."""
+        return stamp_sequences(self.root, self.sequences)
+
+    @cached_property
+    def stamp(self) -> str:
+        """One for all sequences. Raises DataError as `stamps`."""
+        return hashlib.sha256(json.dumps(self.stamps).encode()).hexdigest()[:DIGITS]
 
     @property
     def coverage(self) -> str:

@@ -21,7 +21,7 @@ from seqtrack.data.datasets.index import FrameIndex, default_name
 from seqtrack.data.datasets.lasot import FLAGS, class_of, read_annotation, sequences_on_disk
 from seqtrack.data.datasets.layout import folders
 from seqtrack.data.packed import check_shards_exist, read_packed_index
-from seqtrack.data.storage import DataError, NoSuchFolder, Root, list_folder
+from seqtrack.data.storage import DataError, NoSuchFolder, Root, file_infos, is_file, list_folder
 from seqtrack.evaluation.curves import Floats
 from seqtrack.evaluation.protocols import Truth
 from seqtrack.evaluation.sequences import (
@@ -32,7 +32,6 @@ from seqtrack.evaluation.sequences import (
     numbered_frames,
     sorted_pictures,
 )
-from seqtrack.files import is_file
 
 
 class Layout(Protocol):
@@ -68,7 +67,7 @@ class LasotTree:
         lacking = []
         for kind in FLAGS:
             path = f"{folder}/{kind}.txt"
-            if self.may_lack_flags and not is_file(root.filesystem, f"{root.path}/{path}"):
+            if self.may_lack_flags and not is_file(root, path):
                 lacking.append(f"no {kind}.txt: their targets count as visible in every frame that has a box")
                 continue
             flags = read_annotation(root, path, parse_flags)
@@ -187,8 +186,7 @@ class Tnl2kTest:
 
     def names(self, root: Root) -> list[str]:
         found = _folder_names(root, "")
-        paths = [f"{root.path}/{name}/{inner}" for name in found for inner in ("groundtruth.txt", "imgs")]
-        infos = root.filesystem.get_file_info(paths)
+        infos = file_infos(root, [f"{name}/{inner}" for name in found for inner in ("groundtruth.txt", "imgs")])
         there = [info.type != fs.FileType.NotFound for info in infos]
         return [name for number, name in enumerate(found) if there[2 * number] and there[2 * number + 1]]
 
@@ -230,7 +228,7 @@ class ListedSequences:
 
     def names(self, root: Root) -> list[str]:
         rows = list(read_table(self.table).values())
-        infos = root.filesystem.get_file_info([f"{root.path}/{row.annotation}" for row in rows])
+        infos = file_infos(root, [row.annotation for row in rows])
         return [row.sequence for row, info in zip(rows, infos, strict=True) if info.type == fs.FileType.File]
 
     def read(self, root: Root, name: str, with_frames: bool) -> BenchmarkSequence:

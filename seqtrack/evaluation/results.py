@@ -19,7 +19,7 @@ from pyarrow import fs
 
 from seqtrack.data.datasets.annotations import FaultyText, parse_numbers
 from seqtrack.data.datasets.layout import nearest, packed_archives
-from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, first_of, list_folder, open_root, read_bytes
+from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, first_of, is_file, list_folder, open_root, read_bytes
 from seqtrack.evaluation.curves import Floats
 from seqtrack.evaluation.sequences import BenchmarkSequence
 from seqtrack.failures import explain
@@ -98,7 +98,7 @@ def read_track(root: Root, path: str, frames: int) -> tuple[Track, int]:
     except FaultyText as fault:
         raise DataError(f"{root.path}/{path}: {fault}") from fault
     beside = f"{path.removesuffix('.txt').removesuffix('_001')}_time.txt"
-    if root.filesystem.get_file_info(f"{root.path}/{beside}").type != fs.FileType.File:
+    if not is_file(root, beside):
         return Track(track), surplus
     try:
         return Track(track, parse_times(_read(root, beside), frames, surplus)), surplus
@@ -164,10 +164,7 @@ def _find(root: Root, there: Mapping[str, str], sequence: BenchmarkSequence) -> 
         if there.get(f"{name}.txt") == "file":
             return f"{name}.txt"
         nested = f"{name}/{name}_001.txt"
-        if (
-            there.get(name) == "folder"
-            and root.filesystem.get_file_info(f"{root.path}/{nested}").type == fs.FileType.File
-        ):
+        if there.get(name) == "folder" and is_file(root, nested):
             return nested
     return None
 

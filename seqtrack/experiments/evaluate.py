@@ -16,9 +16,11 @@ from safetensors.torch import save
 
 from seqtrack.address import FOLDER, SCHEME, checkpoints, find
 from seqtrack.config import Config
+from seqtrack.data.storage import first_of
 from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import BenchmarkData
 from seqtrack.evaluation.results import Results, Track, read_results, write_track
+from seqtrack.evaluation.stamps import changed_sequences
 from seqtrack.evaluation.submissions import write_got10k_zip, write_trackingnet_zip
 from seqtrack.evaluation.summary import Evaluation, evaluate
 from seqtrack.experiments.evaluators import Evaluators, Plan
@@ -41,6 +43,8 @@ from seqtrack.transfer import send
 logger = logging.getLogger(__name__)
 
 IDENTITY_FILE = "evaluation.json"
+STAMPS = "data"
+"""Its entry with the stamp of each sequence's boxes and frames."""
 FORMAT = 1
 
 
@@ -116,7 +120,8 @@ class Folder:
     def claim(self, trained: TrainedModel, settings: TrackerSettings, plan: Plan, anew: bool = False) -> None:
         """Makes the folder this model's.
 
-        Results of other weights or settings that are there are removed if `anew`; else it raises InputError.
+        Results of other weights, settings, boxes or frames that are there are removed if `anew`; else it raises
+        InputError.
         """
         ours = {
             "format": FORMAT,
@@ -132,19 +137,46 @@ class Folder:
         if theirs is None:
             try:
                 self.filesystem.create_dir(self.path, recursive=True)
-                self._write_identity(ours)
+                self._write_identity(ours | {STAMPS: self._data.stamps})
             except Exception as error:  # of the disk or of any object store
                 raise InputError(f"--out {self.location}: cannot be written ({explain(error)})") from error
             return
         for name in ("format", "weights_sha256", "benchmark", "settings", "precision", "device", "together"):
             if theirs.get(name) != ours[name] and anew:
-                self.filesystem.delete_dir_contents(self.path)
-                self._write_identity(ours)
+                self._begin_anew(ours)
                 return
             if theirs.get(name) != ours[name]:
                 what = _difference(theirs.get(name), ours[name])
                 raise InputError(f"{self.location}: has results of another {name.replace('_', ' ')}: {what}; --out "
                                  "names another folder")  # fmt: skip
+        self._compare_data(theirs, ours, anew)
+
+    def _compare_data(self, theirs: dict[str, Any], ours: dict[str, Any], anew: bool) -> None:
+        """Compares boxes and frames of the sequences that have results with those that were tracked."""
+        then, now = theirs.get(STAMPS, {}), self._data.stamps
+        if not isinstance(then, dict):
+            raise InputError(f"{self.location}/{IDENTITY_FILE}: {STAMPS} is no stamp for each sequence")
+        done = self.done()
+        changed = [name for name in changed_sequences(then, now) if name in done]
+        if changed and anew:
+            self._begin_anew(ours)
+            return
+        if changed:
+            raise InputError(
+                f"{self.location}: has results of other boxes or frames, which were replaced in {len(changed)} of the "
+                f"{len(done)} sequences that were tracked, {first_of(changed)}; --out names another folder"
+            )
+        if unknown := [name for name in done if name not in then]:
+            logger.warning(
+                "%s: whether boxes and frames are those of the %d results there is not known: no stamp was made then",
+                *(self.location, len(unknown)),
+            )
+        if then != then | now:
+            self._write_identity(theirs | {STAMPS: then | now})
+
+    def _begin_anew(self, ours: dict[str, Any]) -> None:
+        self.filesystem.delete_dir_contents(self.path)
+        self._write_identity(ours | {STAMPS: self._data.stamps})
 
     def add_speed(self, frames: int, seconds: float) -> None:
         """Counts what was tracked, and how long that took all workers together."""
@@ -264,7 +296,14 @@ def scores_of(evaluation: Evaluation, checkpoint: str, step: int) -> CheckpointS
     measures = {name: measure.mean() for name, measure in scores.measures.items()}
     benchmark = evaluation.data.benchmark.name
     return CheckpointScores(
-        checkpoint, step, benchmark, scores.protocol, len(evaluation.sequences), evaluation.size, measures
+        checkpoint,
+        step,
+        benchmark,
+        scores.protocol,
+        len(evaluation.sequences),
+        evaluation.size,
+        measures,
+        evaluation.data.stamp,
     )
 
 

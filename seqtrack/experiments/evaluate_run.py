@@ -21,7 +21,7 @@ from seqtrack.integrations.store_uri import EVALUATION
 from seqtrack.locations import child
 from seqtrack.reports.evaluation_tables import TrackerFacts
 from seqtrack.runs.checkpoint import whole_checkpoints
-from seqtrack.runs.evaluations import CheckpointScores, add_evaluation, read_evaluations
+from seqtrack.runs.evaluations import CheckpointScores, add_evaluation, forget_changed, read_evaluations
 from seqtrack.runs.folder import RunFolder
 from seqtrack.sums import NAME
 from seqtrack.tracker.load import load_trained
@@ -66,6 +66,8 @@ class RunEvaluation:
         """Whether the log says that the run's folder fails."""
         self._page_lacks = False
         """Whether something was measured that the page does not have."""
+        self._compared = False
+        """Whether earlier results were compared with the benchmarks' boxes and frames."""
         self.problem: str | None = None
         """Why the last checkpoint that could not be measured was not."""
         self._trained, self._abandoned = threading.Event(), threading.Event()
@@ -120,6 +122,9 @@ class RunEvaluation:
 
     def _go_on(self) -> bool:
         """Measures the next checkpoint, or waits for it. Returns whether all was measured, and the page written."""
+        if not self._compared:
+            forget_replaced(self._run, self._benchmarks)
+            self._compared = True
         trained = self._trained.is_set()
         if not trained and self._beside is None:
             self._trained.wait()
@@ -151,9 +156,9 @@ class RunEvaluation:
 
     def _measure(self, name: str) -> None:
         trained = load_trained(child(self._run.location, name))
-        known = {one.key for one in read_evaluations(self._run)}
+        known = read_evaluations(self._run)
         for data in self._benchmarks:
-            if (name, series_of(data)) in known:
+            if any(one.key == (name, series_of(data)) and one.is_of(data.stamp) for one in known):
                 continue
             place = child(self._run.location, EVALUATION)
             folder = track_benchmark(trained, name, data, place, self._workers_now, self._watch, anew=True)
@@ -227,7 +232,7 @@ def due_checkpoints(
 
     `names`: the finished ones, the oldest first; None: the folder is asked.
     """
-    known = {one.key for one in read_evaluations(run)}
+    known = {one.key for one in read_evaluations(run) for data in benchmarks if _is_of(one, data)}
     due = []
     for name in whole_checkpoints(run) if names is None else names:
         epoch = epoch_of(name)
@@ -235,6 +240,23 @@ def due_checkpoints(
         if asked and any((name, series_of(data)) not in known for data in benchmarks):
             due.append(name)
     return due
+
+
+def forget_replaced(run: RunFolder, benchmarks: Sequence[BenchmarkData]) -> None:
+    """Removes a run's numbers on boxes or frames that were replaced since, and says so; what can be is measured anew.
+
+    Raises RunFileError, OSError.
+    """
+    if count := forget_changed(run, {series_of(data): data.stamp for data in benchmarks}):
+        logger.warning(
+            "Evaluation : boxes or frames were replaced since %d results were measured; checkpoints that are still "
+            "there are measured anew",
+            count,
+        )
+
+
+def _is_of(scores: CheckpointScores, data: BenchmarkData) -> bool:
+    return scores.series == series_of(data) and scores.is_of(data.stamp)
 
 
 def epoch_of(name: str) -> int | None:

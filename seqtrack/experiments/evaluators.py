@@ -136,12 +136,13 @@ class Evaluator:
 
     def load(self, config: str, weights: dict[str, torch.Tensor], settings: TrackerSettings, root: Root) -> None:
         """Takes a model, and the root of the sequences to come."""
-        model = build_model(Config.model_validate_json(config))
+        settings_of_model = Config.model_validate_json(config)
+        model = build_model(settings_of_model)
         model.load_state_dict(weights)
         if self._lanes is not None:
             self._lanes.close()
         tracker = BatchTracker(model, settings, self._plan.slots, self._plan.device, self._plan.precision)
-        self._lanes = Lanes(tracker, root, self._plan.threads)
+        self._lanes = Lanes(tracker, root, self._plan.threads, settings_of_model.DATA.MAX_PIXELS)
 
     def advance(self, new: Sequence[BenchmarkSequence]) -> Progress:
         """Takes new sequences and tracks for a second, or until one has ended."""

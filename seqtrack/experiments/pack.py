@@ -13,10 +13,18 @@ from seqtrack.cluster.connect import join_cluster
 from seqtrack.config import Config
 from seqtrack.data.datasets import got10k, lasot
 from seqtrack.data.datasets.index import FrameIndex
+from seqtrack.data.kept import check_frames
 from seqtrack.data.open import open_set
 from seqtrack.data.packed import check_shards_exist, is_packed, read_packed_index
-from seqtrack.data.packing import check_done, pack_shard, plan_shards, stored_once, write_index
+from seqtrack.data.packing import (
+    check_done,
+    pack_shard,
+    plan_shards,
+    stored_once,
+    write_index,
+)
 from seqtrack.data.shards import PackedShard
+from seqtrack.data.stamp import stamp_set
 from seqtrack.data.storage import DataError, Root, open_root
 from seqtrack.data.tiling import find_jpegtran
 from seqtrack.experiments.prepare import settle_paths
@@ -54,6 +62,7 @@ def _pack(config: Config, target: str, allow_missing: bool, say: Callable[[str],
     packed = Root(*filesystem_at(target))
     settings = config.DATA.model_copy(update={"ON_MISMATCH": "redraw"}) if allow_missing else config.DATA
     index = open_set(name, settings, say).index
+    frames = stamp_set(name, index, tree)
     if not check_done(index, packed, name, tiled):
         stored = stored_once(index).index
         plan = plan_shards(stored, name)
@@ -63,7 +72,9 @@ def _pack(config: Config, target: str, allow_missing: bool, say: Callable[[str],
         if untiled := describe_untiled(shards):
             say(untiled)
         write_index(index, packed, plan, shards, name, got10k.read_list(tree) if name in got10k.SETS else ())
-    check_shards_exist(FrameIndex(read_packed_index(packed, name)), packed)  # this machine's folder is not another's
+    found = FrameIndex(read_packed_index(packed, name))
+    check_shards_exist(found, packed)  # this machine's folder is not another's
+    check_frames(tree, packed, frames, stamp_set(name, found, packed).to_json())
     above, _, key = setting.rpartition(".")
     say(f"Ready: {setting}={target}" if setting == "DATA.ROOT" else f"Ready: {above}={{{key}: {target}}}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from seqtrack.data.datasets.lasot import BENCHMARK_SPLITS
 from seqtrack.data.datasets.synthetic import ensure_synthetic
 from seqtrack.data.datasets.synthetic_sets import ensure_synthetic_set
 from seqtrack.data.open import Data, open_data
+from seqtrack.data.stamp import FrameStamp
 from seqtrack.evaluation.benchmarks import BenchmarkData
 from seqtrack.experiments.benchmarks import SYNTHETIC, open_for_run
 from seqtrack.locations import absolute, lasting
@@ -28,7 +29,7 @@ from seqtrack.runs.checkpoint import (
     find_checkpoint,
     open_checkpoint,
 )
-from seqtrack.runs.compatibility import changed_since, check_allowed, check_model_fits
+from seqtrack.runs.compatibility import FRAMES, changed_since, check_allowed, check_model_fits
 from seqtrack.runs.folder import RunFolder, open_run
 from seqtrack.runs.history import own_checkpoint
 from seqtrack.runs.log import append_to_log
@@ -82,6 +83,7 @@ def prepare(
     """
     if data is None:
         config, data = open_experiment(config)
+    data = data.stamped()
     run = open_run(config, allow_changed)
     benchmarks = open_for_run(config) if benchmarks is None else benchmarks
     try:
@@ -98,7 +100,9 @@ def prepare(
     if start is None:
         weights, source = starting_weights(config)
         return PreparedRun(config, data, run, None, False, weights, source, frozenset(allow_changed), benchmarks)
-    check_start(config, start, data.mixture.description, allow_changed, finished_is_fine=own is not None)
+    check_start(config, start, data.mixture.description, allow_changed, own is not None, data.frames)
+    if data.frames is not None:
+        data = replace(data, notes=(*data.notes, *data.frames.notes(start.meta.get(FRAMES))))
     return PreparedRun(config, data, run, start, own is not None, {}, start.path, frozenset(allow_changed), benchmarks)
 
 
@@ -106,7 +110,7 @@ def open_experiment(config: Config) -> tuple[Config, Data]:
     """The settings with absolute paths, and the data they name. Raises ConfigError or DataError."""
     check_supported(config)
     config = settle_paths(config)
-    return config, open_data(config)
+    return config, open_data(config).stamped()
 
 
 def settle_paths(config: Config) -> Config:
@@ -152,6 +156,7 @@ def check_start(
     dataset: dict[str, Any],
     allow_changed: Collection[str] = (),
     finished_is_fine: bool = False,
+    frames: FrameStamp | None = None,
 ) -> None:
     """Raises CheckpointError if going on from a checkpoint would not be exact, or nothing is left to train."""
     meta, path = start.meta, start.path
@@ -162,7 +167,7 @@ def check_start(
         raise CheckpointError(
             f"{path}: has {meta['steps_per_epoch']} steps an epoch, these settings {config.steps_per_epoch}"
         )
-    check_allowed(changed_since(meta, config, dataset), allow_changed, path)
+    check_allowed(changed_since(meta, config, dataset, frames), allow_changed, path)
     if meta["step"] >= config.total_steps and not finished_is_fine:
         raise CheckpointError(
             f"{path}: has finished epoch {meta['epoch']}, and TRAIN.EPOCH is {config.TRAIN.EPOCH}: nothing is left "

@@ -115,6 +115,7 @@ def run_prepared(prepared: PreparedRun, lease: Lease, parent_run: str | None = N
                 stop.request,
                 prepared.allow_changed,
                 partial(await_mlflow_run, run),
+                prepared.data.frames,
             )
             lease.when_lost(partial(ask_to_stop, stop))
             log_start(prepared, resources)

@@ -12,11 +12,11 @@ DECISIVE_PACKAGES = ("seqtrack", "torch", "timm", "numpy", "opencv-python", "nvi
 
 
 def check_allowances(keys: Collection[str]) -> None:
-    """Raises ConfigError if a key is neither a setting, nor `dataset`, nor one of DECISIVE_PACKAGES."""
-    known = {doc.key for doc in setting_docs()} | {"dataset", *DECISIVE_PACKAGES}
+    """Raises ConfigError if a key is neither a setting, nor `dataset` or `frames`, nor one of DECISIVE_PACKAGES."""
+    known = {doc.key for doc in setting_docs()} | {"dataset", "frames", *DECISIVE_PACKAGES}
     for key in keys:
         if key not in known:
             raise ConfigError(
-                f"--allow-changed {key}: neither a setting nor `dataset` nor one of {', '.join(DECISIVE_PACKAGES)}"
-                + did_you_mean(key, known)
+                f"--allow-changed {key}: neither a setting nor `dataset` nor `frames` nor one of "
+                f"{', '.join(DECISIVE_PACKAGES)}{did_you_mean(key, known)}"
             )

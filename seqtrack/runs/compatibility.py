@@ -8,24 +8,36 @@ from typing import Any
 from torch import nn
 
 from seqtrack.config import Config, parse_config
+from seqtrack.data.stamp import FrameStamp, NoStamp
 from seqtrack.environment import installed_versions
 from seqtrack.meta import META_FILE
 from seqtrack.model.weights import describe_mismatch
 from seqtrack.runs.allowances import DECISIVE_PACKAGES
 from seqtrack.sums import CheckpointError
 
+FRAMES = "frames"
+"""Entry of `meta.json` with the stamp of the frames, and what `--allow-changed` calls it."""
 PACKAGES = (*DECISIVE_PACKAGES, "ray", "pyarrow", "mlflow", "huggingface-hub")
 """Packages whose versions a checkpoint records."""
 
 
-def changed_since(meta: Mapping[str, Any], config: Config, dataset: Mapping[str, Any]) -> dict[str, str]:
+def changed_since(
+    meta: Mapping[str, Any], config: Config, dataset: Mapping[str, Any], frames: FrameStamp | None = None
+) -> dict[str, str]:
     """What has changed since a checkpoint was written and changes what a step computes: key -> `new value, not old`.
 
-    Keys are settings, `dataset`, and names of packages.
+    Keys are settings, `dataset`, `frames`, and names of packages. `frames`: today's stamp. Checkpoints that are older
+    than these stamps have none. Where annotations differ, which is `dataset`, frames cannot be compared. Raises
+    CheckpointError for a stamp that is none.
     """
     changed = config.changed_settings(parse_config(meta["config"], META_FILE))
     if meta["dataset"] != dataset:
         changed["dataset"] = f"{_describe(dataset)}, not {_describe(meta['dataset'])}"
+    try:
+        if frames is not None and meta.get(FRAMES) is not None and (difference := frames.difference(meta[FRAMES])):
+            changed[FRAMES] = difference
+    except NoStamp as error:
+        raise CheckpointError(f"{META_FILE}: {FRAMES} {error}") from error
     now = installed_versions(DECISIVE_PACKAGES)
     for package in DECISIVE_PACKAGES:
         then = meta["versions"].get(package)

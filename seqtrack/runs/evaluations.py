@@ -27,6 +27,8 @@ class CheckpointScores:
     """Number of sequences of the whole benchmark, if it is known."""
     measures: Mapping[str, float]
     """The protocol's numbers in percent, such as `auc`."""
+    data: str | None = None
+    """The stamp of the benchmark's boxes and frames (`BenchmarkData.stamp`). Lines of earlier versions have none."""
 
     @property
     def series(self) -> str:
@@ -41,9 +43,14 @@ class CheckpointScores:
 
     def to_json(self) -> str:
         values = {name: getattr(self, name) for name in _KNOWN}
-        return json.dumps(values | dict(self.measures))
+        return json.dumps(values | ({} if self.data is None else {DATA: self.data}) | dict(self.measures))
+
+    def is_of(self, data: str) -> bool:
+        """Whether it was measured on these boxes and frames, or that is not known."""
+        return self.data in (None, data)
 
 
+DATA = "data"
 _KNOWN: dict[str, Any] = {
     "checkpoint": str,
     "step": int,
@@ -79,6 +86,18 @@ def forget_later(run: RunFolder, step: int) -> None:
         run.write(EVALUATIONS_FILE, "".join(f"{one.to_json()}\n" for one in kept))
 
 
+def forget_changed(run: RunFolder, stamps: Mapping[str, str]) -> int:
+    """Removes the lines that were measured on other boxes or frames than there are now. Returns how many.
+
+    `stamps`: those of today, by series. Raises RunFileError, OSError.
+    """
+    known = read_evaluations(run)
+    kept = [one for one in known if one.series not in stamps or one.is_of(stamps[one.series])]
+    if len(kept) < len(known):
+        run.write(EVALUATIONS_FILE, "".join(f"{one.to_json()}\n" for one in kept))
+    return len(known) - len(kept)
+
+
 def auc_by_checkpoint(evaluations: Sequence[CheckpointScores], benchmark: str | None = None) -> dict[str, float]:
     """Name of a checkpoint -> AUC in percent on a benchmark, all of one series.
 
@@ -102,7 +121,10 @@ def _parse(line: str, where: str) -> CheckpointScores:
         name in values and isinstance(values[name], kind) for name, kind in _KNOWN.items()
     ):
         raise RunFileError(f"{where}: is no evaluation of a checkpoint: {line[:60]!r}")
+    data = values.pop(DATA, None)
     measures = {name: value for name, value in values.items() if name not in _KNOWN}
+    if not isinstance(data, str | None):
+        raise RunFileError(f"{where}: has a stamp of the data that is no text: {line[:60]!r}")
     if not all(type(value) in (int, float) for value in measures.values()):
         raise RunFileError(f"{where}: has a measure that is no number: {line[:60]!r}")
-    return CheckpointScores(**{name: values[name] for name in _KNOWN}, measures=measures)
+    return CheckpointScores(**{name: values[name] for name in _KNOWN}, measures=measures, data=data)

@@ -12,8 +12,12 @@ import pyarrow as pa
 from pyarrow import fs
 
 from seqtrack.config import ConfigError
+from seqtrack.data.open import Data
+from seqtrack.data.stamp import NoStamp
+from seqtrack.evaluation.benchmarks import BenchmarkData
 from seqtrack.meta import META_FILE, MetaError, parse_meta
 from seqtrack.runs.checkpoint import whole_checkpoints
+from seqtrack.runs.compatibility import FRAMES
 from seqtrack.runs.evaluations import auc_by_checkpoint, read_evaluations
 from seqtrack.runs.folder import RunFileError, RunFolder, read_settings
 from seqtrack.sums import checkpoint_name
@@ -21,6 +25,8 @@ from seqtrack.sweeps.settings import Params, Sweep, parse_sweep
 
 SWEEP_FILE = "sweep.json"
 """What the sweep was started with, in its folder."""
+DATA_FILE = "sweep_data.json"
+"""What its trials are trained and measured on, in its folder."""
 TRIALS, TRIAL_FILE = "trials", "trial.json"
 SEED = "SEED"
 
@@ -133,6 +139,42 @@ def check_same_sweep(sweep: Sweep, folder: RunFolder) -> None:
     changed = [name for name in same if getattr(earlier, name) != getattr(sweep, name)]
     if changed:
         raise ConfigError(f"{folder.path} holds a sweep with other {', '.join(changed)}; another RUN.NAME keeps both")
+
+
+def describe_data(data: Data, benchmarks: Sequence[BenchmarkData]) -> dict[str, Any]:
+    """What a sweep's trials are trained and measured on, for DATA_FILE. `data`: with their stamp."""
+    assert data.frames is not None
+    return {
+        "dataset": data.mixture.description,
+        FRAMES: data.frames.to_json(),
+        "benchmarks": {one.benchmark.name: one.stamp for one in benchmarks},
+    }
+
+
+def check_same_data(data: Data, benchmarks: Sequence[BenchmarkData], folder: RunFolder) -> str | None:
+    """Raises ConfigError where a sweep's earlier trials had other data. `data`: with their stamp.
+
+    Returns a line where that is not known of them, as of older sweeps.
+    """
+    assert data.frames is not None
+    now, then, place = describe_data(data, benchmarks), folder.read_json(DATA_FILE), folder.file(DATA_FILE)
+    if then is None:
+        return f"Whether the data are those of the trials that {folder.path} has is not known"
+    try:
+        difference = data.frames.difference(then[FRAMES])
+        changed = [name for name, stamp in now["benchmarks"].items() if then["benchmarks"].get(name, stamp) != stamp]
+        same_sets = then["dataset"] == json.loads(json.dumps(now["dataset"]))
+    except (NoStamp, KeyError, TypeError, AttributeError) as error:
+        raise RunFileError(f"{place}: is no note of a sweep's data ({error})") from error
+    faults = [] if same_sets else ["its trials had other sequences or annotations"]
+    faults += [f"frames: {difference}"] if difference else []
+    faults += [f"boxes or frames of {name} were replaced" for name in changed]
+    if faults:
+        raise ConfigError(
+            f"{folder.path} holds a sweep on other data: {'; '.join(faults)}; another RUN.NAME keeps both (without "
+            f"{DATA_FILE} this one goes on all the same)"
+        )
+    return None
 
 
 def group_by_seed(trials: Sequence[Trial], metric: str) -> list[Group]:

@@ -28,7 +28,15 @@ from seqtrack.locations import child, lasting
 from seqtrack.runs.folder import RunFolder, open_run, own_run, write_settings
 from seqtrack.sweeps.observer import Observer, interrupt_when_ended
 from seqtrack.sweeps.plan import announce, plan_trials, plan_work
-from seqtrack.sweeps.results import SWEEP_FILE, Trial, check_same_sweep, read_trials
+from seqtrack.sweeps.results import (
+    DATA_FILE,
+    SWEEP_FILE,
+    Trial,
+    check_same_data,
+    check_same_sweep,
+    describe_data,
+    read_trials,
+)
 from seqtrack.sweeps.settings import Sweep
 from seqtrack.sweeps.summary import write_summary
 from seqtrack.sweeps.trial import TrialSetting
@@ -67,18 +75,29 @@ def _run(config: Config, sweep: Sweep, say: Callable[[str], None], lease: Lease,
     folder = open_run(config).under(lease)
     check_same_sweep(sweep, folder)
     earlier = read_trials(folder)
+    if earlier and (line := check_same_data(data, benchmarks, folder)) is not None:
+        say(line)
     work = plan_work(sweep, earlier)
     join_cluster()
     plan = plan_trials(config, sweep, cluster_resources())
     write_settings(plan.config, folder)
     folder.write(SWEEP_FILE, sweep.to_json())
+    folder.write_json(DATA_FILE, describe_data(data, benchmarks))
     config = with_one_store(plan.config)
 
     running: set[str] = set()
     # Only now, since Ray handles SIGTERM itself when it joins.
     with StopOnSignal(signal.SIGTERM, then=lambda: interrupt_when_ended(running)) as stop:
         setting = TrialSetting(
-            config, sweep, folder, ray.put(data.mixture), benchmarks, plan.resources, stop.request, take_over
+            config,
+            sweep,
+            folder,
+            ray.put(data.mixture),
+            benchmarks,
+            plan.resources,
+            stop.request,
+            take_over,
+            data.frames,
         )
         lease.when_lost(lambda: os.kill(os.getpid(), signal.SIGTERM))
         try:

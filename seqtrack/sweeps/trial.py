@@ -13,6 +13,7 @@ from seqtrack.cluster.resources import Resources, Share
 from seqtrack.config import Config
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.open import Data
+from seqtrack.data.stamp import FrameStamp
 from seqtrack.errors import InputError, LeaseLostError
 from seqtrack.evaluation.benchmarks import BenchmarkData
 from seqtrack.experiments.evaluate_run import RunEvaluation
@@ -51,6 +52,8 @@ class TrialSetting:
     """The StopRequest of all trials."""
     take_over: bool = False
     """Whether a trial takes its folder from another job that trains there."""
+    frames: FrameStamp | None = None
+    """The stamp of the training sets' frames, which the sweep makes once for all trials."""
 
     def trial_folder(self, params: Params) -> RunFolder:
         return self.folder.child(TRIALS).child(trial_name(params))
@@ -98,7 +101,8 @@ def _train(config: Config, setting: TrialSetting) -> Ended:
     """Trains a trial whose folder is its own meanwhile. Raises LeaseLostError if another job takes that."""
     job = f"trial {config.RUN.NAME} of the sweep in {setting.folder.location}"
     with own_run(config, setting.take_over, job) as lease:
-        prepared = prepare(config, data=Data(ray.get(setting.mixture_ref)), benchmarks=setting.benchmarks)
+        data = Data(ray.get(setting.mixture_ref), frames=setting.frames)
+        prepared = prepare(config, data=data, benchmarks=setting.benchmarks)
         try:
             return _train_prepared(replace(prepared, run=prepared.run.under(lease)), setting)
         finally:
@@ -121,6 +125,7 @@ def _train_prepared(prepared: PreparedRun, setting: TrialSetting) -> Ended:
         prepared.weights,
         setting.stop,
         find_mlflow_run=partial(await_mlflow_run, prepared.run),
+        frames=prepared.data.frames,
     )
     log_start(prepared, setting.resources)
     by_auc = setting.sweep.metric == "auc"

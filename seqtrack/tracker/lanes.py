@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seqtrack.data.decoding import BrokenFrame, Frame, FrameDecoder
+from seqtrack.data.decoding import MAX_PIXELS, BrokenFrame, Frame, FrameDecoder
 from seqtrack.data.storage import READS_AT_ONCE, Root, Span, SpanReader, read_bytes
 from seqtrack.errors import InputError
 from seqtrack.evaluation.results import Track
@@ -34,13 +34,13 @@ class Finished(NamedTuple):
 class Lanes:
     """Sequences side by side, one in each slot of a tracker."""
 
-    def __init__(self, tracker: BatchTracker, root: Root, threads: int = 2) -> None:
+    def __init__(self, tracker: BatchTracker, root: Root, threads: int = 2, max_pixels: int = MAX_PIXELS) -> None:
         """`root`: where the frames' places begin. `threads`: how many frames are read and decoded at the same time.
 
         An object store is asked for more, because a thread waits longer for its answer than it decodes.
         """
         self._tracker = tracker
-        self._open = opener(root)
+        self._open = opener(root, max_pixels)
         threads = threads if root.local else max(threads, READS_AT_ONCE)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._lanes: dict[int, _Lane] = {}
@@ -112,12 +112,12 @@ class _Lane:
         return Finished(self.name, Track(np.array(self.boxes, np.float64), np.array(self.seconds, np.float64)))
 
 
-def opener(root: Root) -> Open:
+def opener(root: Root, max_pixels: int = MAX_PIXELS) -> Open:
     """Opens frames below a root. Threads may share it.
 
     Frames are decoded whole: decoding ahead only a part saves little (docs/evaluation.md).
     """
-    decoder, spans = FrameDecoder(by_region=False), SpanReader(root)
+    decoder, spans = FrameDecoder(by_region=False, max_pixels=max_pixels), SpanReader(root)
 
     def open_frame(place: str | Span) -> Frame:
         name = f"{root.path}/{place.path if isinstance(place, Span) else place}"

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from seqtrack.data.datasets.annotations import FaultyText, parse_boxes
 from seqtrack.data.datasets.frames import PICTURES
-from seqtrack.data.decoding import BrokenFrame, FrameDecoder, Image
+from seqtrack.data.decoding import MAX_PIXELS, BrokenFrame, FrameDecoder, Image
 from seqtrack.data.jpeg import START_OF_JPEG, read_header
+from seqtrack.data.storage import read_file
 from seqtrack.errors import InputError, did_you_mean
 from seqtrack.failures import explain
 
@@ -67,6 +68,9 @@ class Source(Protocol):
     def annotation(self) -> NDArray[np.float32] | None:
         """(F, 4) boxes xywh that belong to it."""
 
+    max_pixels: int
+    """Most pixels of a frame; a larger one is refused before it is decoded."""
+
     def shots(self) -> Iterator[Shot]:
         """All frames. Raises SourceError, and CutOff after the last frame of a source that is cut off."""
 
@@ -93,6 +97,7 @@ class Video:
     """A video file or a stream, decoded by FFmpeg through PyAV: any rate, shown the way round that it was filmed."""
 
     annotation: NDArray[np.float32] | None = None
+    max_pixels = MAX_PIXELS
 
     def __init__(self, place: str, name: str) -> None:
         self._place, self.name = place, name
@@ -117,6 +122,8 @@ class Video:
             with av.open(self._place) as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
+                self._check_size(stream.codec_context)
+                stream.codec_context.options = {"max_pixels": str(self.max_pixels)}  # a stream may change its size
                 for frame in container.decode(stream):
                     moment = frame.time if frame.time is not None else number / float(self.rate)
                     first = moment if number == 0 else first
@@ -134,8 +141,16 @@ class Video:
         if self.length is not None and number < 0.98 * self.length - 2:
             raise CutOff(f"{self._place}: is cut off after {number} of about {self.length} frames")
 
+    def _check_size(self, codec: av.VideoCodecContext) -> None:
+        """Raises SourceError."""
+        if codec.width * codec.height > self.max_pixels:
+            raise SourceError(
+                f"{self._place}: its frames have {codec.width:,} × {codec.height:,} pixels, more than "
+                f"{self.max_pixels:,} (--max-pixels)"
+            )
 
-@dataclass(frozen=True)
+
+@dataclass
 class Pictures:
     """Picture files in order, with the boxes beside them if it is a sequence of a benchmark."""
 
@@ -143,6 +158,7 @@ class Pictures:
     files: tuple[Path, ...]
     annotation: NDArray[np.float32] | None = None
     rate: Fraction = PICTURES_RATE
+    max_pixels: int = MAX_PIXELS
 
     @classmethod
     def in_folder(cls, folder: Path) -> Pictures:
@@ -158,7 +174,7 @@ class Pictures:
             raise SourceError(f"{folder}: holds no pictures ({', '.join(PICTURES)})")
         truth = next((file for name in GROUND_TRUTHS if (file := folder / name).is_file()), None)
         try:
-            annotation = None if truth is None else parse_boxes(truth.read_bytes())
+            annotation = None if truth is None else parse_boxes(read_file(truth))
         except (OSError, FaultyText) as error:
             raise SourceError(f"{truth}: {explain(error)}") from error
         return cls(folder.resolve().name, files, annotation)
@@ -168,10 +184,10 @@ class Pictures:
         return len(self.files)
 
     def shots(self) -> Iterator[Shot]:
-        decoder = FrameDecoder(by_region=False)
+        decoder = FrameDecoder(by_region=False, max_pixels=self.max_pixels)
         for number, file in enumerate(self.files):
             try:
-                data = file.read_bytes()
+                data = read_file(file)
                 frame = decoder.open(str(file), data)
             except (BrokenFrame, OSError) as error:
                 if number == 0:
@@ -190,6 +206,7 @@ class Camera:
 
     annotation: NDArray[np.float32] | None = None
     length: int | None = None
+    max_pixels = MAX_PIXELS
 
     def __init__(self, number: int) -> None:
         self.name, self._number = f"camera-{number}", number

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import numpy as np
 from trax import Image, ImageChannel, Rectangle, Region, Server, TraxException, TraxStatus
 
-from seqtrack.data.decoding import BrokenFrame, Frame, FrameDecoder
+from seqtrack.data.decoding import MAX_PIXELS, BrokenFrame, Frame, FrameDecoder
+from seqtrack.data.storage import read_file
 from seqtrack.failures import explain
 from seqtrack.tracker.tracker import BatchTracker, BoxLike, TrackerInputError
 
@@ -23,12 +23,13 @@ class SessionError(Exception):
     """The client is gone, or what it says is not TraX."""
 
 
-def serve(make_tracker: Callable[[int], BatchTracker]) -> None:
+def serve(make_tracker: Callable[[int], BatchTracker], max_pixels: int = MAX_PIXELS) -> None:
     """Answers a TraX client until it ends the session: on the socket that TRAX_SOCKET names, or on stdin and stdout.
 
     `make_tracker`: a number of targets -> a tracker with as many slots. A session goes through any number of sequences,
-    each with any number of targets, which may join in later frames. Raises SessionError, and TrackerInputError for
-    a frame or a box that cannot be tracked from; the client is told so as well.
+    each with any number of targets, which may join in later frames. `max_pixels`: the most that a picture may have.
+    Raises SessionError, and TrackerInputError for a frame or a box that cannot be tracked from; the client is told so
+    as well.
     """
     os.write(1, b"\n")  # what was printed before may lack the end of its line
     try:
@@ -38,7 +39,7 @@ def serve(make_tracker: Callable[[int], BatchTracker]) -> None:
                 tracker_name="SeqTrack", tracker_family="SeqTrack", multiobject=True,
             )  # fmt: skip
             try:
-                _answer(server, make_tracker)
+                _answer(server, make_tracker, FrameDecoder(max_pixels=max_pixels))
             except Exception as error:
                 with suppress(TraxException):
                     server.quit(explain(error))
@@ -65,8 +66,7 @@ def _own_streams() -> Iterator[None]:
         del os.environ["TRAX_IN"], os.environ["TRAX_OUT"]
 
 
-def _answer(server: Server, make_tracker: Callable[[int], BatchTracker]) -> None:
-    decoder = FrameDecoder()
+def _answer(server: Server, make_tracker: Callable[[int], BatchTracker], decoder: FrameDecoder) -> None:
     groups: list[BatchTracker] = []
     """The targets of the sequence; those of a group began in the same frame."""
     while (request := server.wait()).type != TraxStatus.QUIT:
@@ -95,7 +95,7 @@ def frame_of(image: Image, decoder: FrameDecoder) -> Frame:
     Clients are not offered to send pixels: vot-trax 4.0.2, reading them, writes past the end of its memory.
     """
     if image.type() == Image.PATH:
-        return decoder.open(image.path(), Path(image.path()).read_bytes())
+        return decoder.open(image.path(), read_file(image.path()))
     return decoder.open("a picture that the client sent", image.buffer())
 
 

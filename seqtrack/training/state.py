@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from seqtrack.config import Config
+from seqtrack.data.stamp import FrameStamp
 from seqtrack.environment import installed_versions
 from seqtrack.failures import explain
 from seqtrack.model.compile import compile_blocks
@@ -133,6 +134,7 @@ def restore(
     rank: int,
     hardware: str,
     run: RunFolder,
+    frames: FrameStamp | None = None,
 ) -> dict[str, Any] | None:
     """Verifies a checkpoint and restores `state` and this rank's random generators from it.
 
@@ -140,7 +142,7 @@ def restore(
     CheckpointError if the checkpoint is damaged, or if more than `allow_changed` has changed since.
     """
     with start.verified() as (directory, meta):
-        changed = changed_since(meta, config, dataset)
+        changed = changed_since(meta, config, dataset, frames)
         check_allowed(changed, allow_changed, start.path)
         state.load(directory, new_schedule=any(key.startswith("TRAIN.") for key in changed))
         if config.TRAIN.SLOTS is None and not load_generators(directory, rank):

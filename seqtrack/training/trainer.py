@@ -20,6 +20,7 @@ from seqtrack.cluster.resources import Resources
 from seqtrack.cluster.restarts import RestartReport
 from seqtrack.config import Config
 from seqtrack.data.mixture import Mixture
+from seqtrack.data.stamp import FrameStamp
 from seqtrack.data.stream import StreamSource
 from seqtrack.data.triplets import TripletSource
 from seqtrack.environment import code_revision
@@ -45,11 +46,12 @@ def make_job(
     stop: ray.actor.ActorHandle,
     allow_changed: Collection[str] = (),
     find_mlflow_run: Callable[[], str | None] = lambda: None,
+    frames: FrameStamp | None = None,
 ) -> Job:
     """Builds the job that the workers of a checked run are given. Raises DataError if no sequence can be drawn from.
 
     `mixture_ref` refers to `mixture`; `stop` is a StopRequest, which several runs may share;
-    `find_mlflow_run` waits for an id, on a worker.
+    `find_mlflow_run` waits for an id, on a worker; `frames`: the stamp that checkpoints are to have.
     """
     triplets = TripletSource.from_config(config, mixture)
     return Job(
@@ -63,6 +65,7 @@ def make_job(
         stop,
         find_mlflow_run,
         code_revision(),
+        frames,
     )
 
 

@@ -21,10 +21,12 @@ from torch import nn
 
 from seqtrack.config import Config
 from seqtrack.data.batches import StreamPlan
+from seqtrack.data.stamp import FrameStamp
 from seqtrack.data.stream import StreamSource, begin_batches
 from seqtrack.failures import explain
 from seqtrack.model.precision import set_precision
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoint
+from seqtrack.runs.compatibility import FRAMES
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.history import note_first_checkpoint
 from seqtrack.runs.log import MetricsFile, RunLogHandler
@@ -58,6 +60,8 @@ class Job:
     """Waits for the id of the MLflow run, which checkpoints name; None where MLflow does not answer soon."""
     code_revision: str
     """Revision of the code that the job runs."""
+    frames: FrameStamp | None = None
+    """The stamp of the frames, which checkpoints carry on."""
 
 
 def train_worker(settings: dict[str, Any]) -> Ended:
@@ -83,7 +87,9 @@ def train_worker(settings: dict[str, Any]) -> Ended:
         state = TrainState.fresh(config, rank, device, weights)
         hardware, resumed_from = _hardware(device, state.compiled), None
         if start is not None:
-            resumed_from = restore(state, start, config, job.dataset, job.allow_changed, rank, hardware, job.run)
+            resumed_from = restore(
+                state, start, config, job.dataset, job.allow_changed, rank, hardware, job.run, job.frames
+            )
         model, make_gradients = _prepare_model(config, state, rank, world_size)
         _announce(config, state, world_size, hardware)
         surroundings = Surroundings(
@@ -94,6 +100,7 @@ def train_worker(settings: dict[str, Any]) -> Ended:
                 "world_size": world_size,
                 "hardware": hardware,
                 "dataset": job.dataset,
+                FRAMES: None if job.frames is None else job.frames.to_json(),
                 "code_revision": job.code_revision,
                 "mlflow_run_id": job.find_mlflow_run() if rank == 0 else None,
             },

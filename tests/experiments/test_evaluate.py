@@ -6,9 +6,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -18,12 +19,13 @@ from seqtrack.cli import main
 from seqtrack.data.storage import Root
 from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import folder_of_sequences, open_benchmark
-from seqtrack.evaluation.results import read_track, write_track
-from seqtrack.experiments.evaluate import expand, tracker_name
+from seqtrack.evaluation.results import Track, read_track, write_track
+from seqtrack.experiments.evaluate import Folder, expand, tracker_name
 from seqtrack.experiments.evaluators import EvaluationError, Evaluator, Evaluators, Plan, Progress, plan_workers
 from seqtrack.tracker import TrackerSettings
 from seqtrack.tracker.lanes import Finished
 from seqtrack.tracker.load import load_trained
+from tests.data.packs import local, pack
 from tests.training.loops import trained_run
 
 
@@ -231,3 +233,80 @@ def test_models_are_called_after_their_places(run: Path) -> None:
         "a.safetensors": "a",
     }
     assert {place: tracker_name(place) for place in names} == names
+
+
+@pytest.fixture
+def claimed(run: Path, tree: Path, tmp_path: Path) -> Callable[..., Folder]:
+    """Opens the benchmark at `tree` and claims the folder of its results, as an evaluation does."""
+    trained, plan = load_trained(str(run)), Plan(workers=1, slots=1, device="cpu", precision="fp32")
+
+    def claim(*names: str, root: Path = tree, anew: bool = False) -> Folder:
+        data = open_benchmark(folder_of_sequences("mine"), str(root))
+        folder = Folder(str(tmp_path / "out"), "tiny", data.only(names) if names else data)
+        folder.claim(trained, TrackerSettings.from_config(trained.config, "DEFAULT"), plan, anew)
+        return folder
+
+    return claim
+
+
+def track(folder: Folder, *names: str) -> None:
+    for name in names:
+        folder.write(name, Track(np.ones((30, 4)), None), integers=False)
+
+
+def replace_frames(folder: Path, *names: str) -> None:
+    for name in names:
+        shutil.copy(folder / "img/00000009.jpg", folder / "img" / name)
+
+
+def replace_box(folder: Path) -> None:
+    _, _, others = (folder / "groundtruth.txt").read_text().partition("\n")
+    (folder / "groundtruth.txt").write_text(f"1,2,33,44\n{others}")
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "first frame": lambda folder: replace_frames(folder, "00000001.jpg"),
+    "last frame": lambda folder: replace_frames(folder, "00000030.jpg"),
+    "a box": replace_box,
+    "a flag": lambda folder: (folder / "full_occlusion.txt").write_text(",".join(["0"] * 9 + ["1"] + ["0"] * 20)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_results_on_boxes_or_frames_that_were_replaced_are_refused(
+    change: str, claimed: Callable[..., Folder], tree: Path
+) -> None:
+    track(claimed(), "coin-1", "kite-1")
+    CHANGES[change](tree / "kite/kite-2")
+    claimed()  # it has no results yet
+    CHANGES[change](tree / "coin/coin-1")
+    said = "out/mine/tiny: has results of other boxes or frames, which were replaced in 1 of the 2 sequences that were "
+    with pytest.raises(InputError, match=f"{said}tracked, the first: coin-1; --out names another folder"):
+        claimed()
+    assert "kite-1" in claimed("kite-1", "kite-2").done()  # a part that is the same goes on
+    assert claimed(anew=True).done() == frozenset()
+    claimed()
+
+
+def test_results_are_those_of_a_packed_tree_too(claimed: Callable[..., Folder], tree: Path, tmp_path: Path) -> None:
+    track(claimed(), "coin-1", "kite-1")
+    pack(tree, local(tmp_path / "packed"))
+    assert claimed(root=tmp_path / "packed").done() == {"coin-1", "kite-1"}
+
+
+def test_results_that_are_older_than_stamps_are_taken_with_a_line(
+    claimed: Callable[..., Folder], tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = claimed()
+    track(folder, "coin-1", "kite-1")
+    file = Path(folder.path, "evaluation.json")
+    old = {key: value for key, value in json.loads(file.read_text()).items() if key != "data"}
+    file.write_text(json.dumps(old))
+    claimed()
+    assert "whether boxes and frames are those of the 2 results there is not known" in caplog.text
+    caplog.clear()
+    claimed()
+    assert not caplog.text
+    replace_box(tree / "coin/coin-1")
+    with pytest.raises(InputError, match="has results of other boxes or frames"):
+        claimed()  # since the second time they are known

@@ -15,7 +15,7 @@ from seqtrack.errors import InputError
 from seqtrack.experiments import evaluate_run
 from seqtrack.experiments.benchmarks import open_for_run
 from seqtrack.experiments.evaluate import Folder
-from seqtrack.experiments.evaluate_run import RunEvaluation, due_checkpoints
+from seqtrack.experiments.evaluate_run import RunEvaluation, due_checkpoints, forget_replaced
 from seqtrack.experiments.evaluators import Plan
 from seqtrack.runs.evaluations import CheckpointScores, add_evaluation, read_evaluations
 from seqtrack.runs.folder import RunFolder
@@ -194,3 +194,16 @@ def test_results_of_other_weights_are_made_anew_in_a_runs_own_folder(run: RunFol
     assert folder.done() == {"coin-1"}
     folder.claim(second, settings, ONE, anew=True)
     assert folder.done() == frozenset()
+
+
+def test_a_number_on_boxes_or_frames_that_were_replaced_is_due_again(run: RunFolder, tree: Path) -> None:
+    settings = config(tree)
+    (before,) = open_for_run(settings)
+    for number, name in enumerate(NAMES, start=1):
+        add_evaluation(run, CheckpointScores(name, 6 * number, "mine", "pytracking", 2, 4, {"auc": 1.0}, before.stamp))
+    assert due_checkpoints(settings, run, [before]) == []
+    shutil.copy(tree / "coin/coin-1/img/00000002.jpg", tree / "coin/coin-1/img/00000001.jpg")
+    benchmarks = open_for_run(settings)
+    assert due_checkpoints(settings, run, benchmarks) == NAMES
+    forget_replaced(run, benchmarks)
+    assert read_evaluations(run) == []

@@ -41,21 +41,48 @@ def test_the_program_packs_a_tree_once(
 
 
 @pytest.mark.usefixtures("cluster")
-def test_the_program_says_what_it_could_not_pack_and_packs_the_rest(
+def test_a_packed_tree_whose_frames_were_replaced_is_not_done(
     tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tree / "coin/coin-2/img/00000001.jpg").unlink()
-    (tree / "coin/coin-2/img/00000001.jpg").symlink_to("/proc/self/mem")  # reading fails, as on a faulty disk
+    """Neither once it is whole, nor where a start of the program was interrupted."""
+    command = [f"DATA.ROOT={tree}", "DATA.SPLIT=all", "--to", str(tmp_path / "packed")]
+    assert job.main(command) == 0
+    for path in sorted((tree / "coin/coin-1/img").iterdir())[1:]:
+        shutil.copy(tree / "coin/coin-1/img/00000001.jpg", path)
+    capfd.readouterr()
+    assert job.main(command) == 2
+    said = f"error: {tmp_path}/packed: holds other frames than {tree} has now: LASOT: 29 of 120 drawn frames are not "
+    assert said in capfd.readouterr().err
+    (tmp_path / "packed/index.parquet").unlink()
+    (tmp_path / "packed/frames/kite-000.parquet").unlink()
+    assert job.main(command) == 2
+    shown = capfd.readouterr().err
+    assert "error: 1 of 4 files are not packed" in shown
+    assert f"packed/frames/coin-000.parquet: 29 of 30 drawn frames are not those that {tree} has now" in shown
+    assert not (tmp_path / "packed/index.parquet").exists()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_program_says_what_it_could_not_pack_and_packs_the_rest(
+    tree: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = tmp_path / "packed/frames/coin-001.parquet"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"PAR1")
     (tree / "kite/kite-1/img/00000001.jpg").write_bytes(b"")
     command = [f"DATA.ROOT={tree}", "DATA.SPLIT=all", "--to", str(tmp_path / "packed")]
     assert job.main(command) == 2
     shown = capfd.readouterr()
     assert "error: 1 of 4 files are not packed" in shown.err
-    assert f"{tree}/coin/coin-2/img/00000001.jpg: cannot be read" in shown.err
+    assert f"{damaged}: cannot be packed" in shown.err
     assert "kite/kite-1/img/00000001.jpg is cut off or empty" in shown.out
-    (tree / "coin/coin-2/img/00000001.jpg").unlink()
-    shutil.copy(tree / "coin/coin-1/img/00000001.jpg", tree / "coin/coin-2/img")
+    damaged.unlink()
     assert job.main(command) == 0
+    monkeypatch.setattr("seqtrack.data.storage.LOCAL_PATIENCE", 0.0)
+    (tree / "coin/coin-2/img/00000001.jpg").unlink()
+    (tree / "coin/coin-2/img/00000001.jpg").symlink_to("/proc/self/mem")  # reading fails, as on a faulty disk
+    assert job.main(command) == 2
+    assert f"error: {tree}/coin/coin-2/img/00000001.jpg: cannot be read ([Errno 5]" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("cluster")

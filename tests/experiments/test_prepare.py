@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from seqtrack.config import Config
-from seqtrack.experiments.prepare import check_start, open_start, prepare, settle_paths
+from seqtrack.config import Config, parse_config
+from seqtrack.data.open import open_data
+from seqtrack.experiments.prepare import check_start, open_experiment, open_start, prepare, settle_paths
 from seqtrack.runs.checkpoint import CheckpointError
-from seqtrack.runs.folder import write_settings
+from seqtrack.runs.folder import RunFolder, write_settings
+from seqtrack.training.state import TrainState, restore
 from tests.checkpoints import DATASET, save
 
 
@@ -107,3 +110,73 @@ def test_a_prepared_run_without_a_checkpoint_starts_from_random_weights(tiny_con
     prepared = prepare(tiny_config)
     assert (prepared.start, prepared.continued, prepared.weights_source) == (None, False, "random")
     assert prepared.data.mixture.description["frames"] == 120
+
+
+@pytest.fixture
+def stamped(tiny_settings: dict[str, Any], tree: Path, tmp_path: Path) -> Config:
+    """A run's settings, whose checkpoint has the stamp of its frames; and the frames may be changed."""
+    tiny_settings["DATA"]["ROOT"] = str(tree)
+    config, data = open_experiment(parse_config(tiny_settings, "tiny"))
+    assert data.frames is not None
+    write_settings(config, RunFolder.of(config))
+    save(config, tmp_path / "runs/tiny", 6, dataset=data.mixture.description, frames=data.frames.to_json())
+    return config
+
+
+def replace_frames(tree: Path) -> None:
+    for path in sorted(tree.rglob("kite-*/img/*.jpg")):
+        path.write_bytes(next(tree.rglob("coin-1/img/*.jpg")).read_bytes())
+
+
+REPLACED = (
+    r"checkpoint_epoch_0001 cannot be continued exactly: frames: LASOT: 60 of 120 drawn frames are not those of then, "
+    r"the first: kite/kite-1/img/00000001.jpg \(--allow-changed frames goes on all the same\)"
+)
+
+
+@pytest.mark.parametrize("resumed", ["the run itself", "another run"])
+def test_a_run_whose_frames_were_replaced_is_refused_unless_that_is_allowed(
+    resumed: str, stamped: Config, tree: Path, tmp_path: Path
+) -> None:
+    config, source = stamped, None
+    if resumed == "another run":
+        config, source = config.with_settings({"RUN.NAME": "other"}), str(tmp_path / "runs/tiny/latest")
+    assert not prepare(config, source).data.notes
+    replace_frames(tree)
+    with pytest.raises(CheckpointError, match=REPLACED):
+        prepare(config, source)
+    with pytest.raises(CheckpointError, match=REPLACED):
+        prepare(config, source, allow_changed=["dataset"])  # the annotations are the same
+    assert prepare(config, source, allow_changed=["frames"]).data.frames is not None
+
+
+def test_workers_compare_frames_too_and_write_the_stamp_into_new_checkpoints(
+    stamped: Config, tree: Path, tmp_path: Path
+) -> None:
+    data = open_data(stamped).stamped()
+    start, state = open_start(str(tmp_path / "runs/tiny")).stored, TrainState.fresh(stamped, 0, torch.device("cpu"))
+    arguments = (state, start, stamped, data.mixture.description)
+    restore(*arguments, (), 0, "cpu", RunFolder.of(stamped), data.frames)
+    replace_frames(tree)
+    replaced = open_data(stamped).stamped().frames
+    with pytest.raises(CheckpointError, match="frames: LASOT: 60 of 120"):
+        restore(*arguments, (), 0, "cpu", RunFolder.of(stamped), replaced)
+    restore(*arguments, ("frames",), 0, "cpu", RunFolder.of(stamped), replaced)
+
+
+def test_a_checkpoint_that_is_older_than_stamps_is_continued_with_a_line(
+    tiny_settings: dict[str, Any], tree: Path, tmp_path: Path
+) -> None:
+    tiny_settings["DATA"]["ROOT"] = str(tree)
+    config, data = open_experiment(parse_config(tiny_settings, "tiny"))
+    write_settings(config, RunFolder.of(config))
+    save(config, tmp_path / "runs/tiny", 6, dataset=data.mixture.description)
+    assert prepare(config).data.notes == ("Frames were not compared, only annotations: no stamp of them was made then",)
+
+
+@pytest.mark.parametrize("value", [3, "x", [], {"LASOT": 1}, {"LASOT": {"annotations": 1}}])
+def test_a_stamp_that_is_none_is_named(value: Any, tiny_config: Config, tmp_path: Path) -> None:
+    config, data = open_experiment(tiny_config)
+    save(config, tmp_path / "other", 6, dataset=data.mixture.description, frames=value)
+    with pytest.raises(CheckpointError, match=r"meta.json: frames (is no|has not the entries)"):
+        prepare(config, str(tmp_path / "other"))

@@ -11,6 +11,7 @@ from seqtrack.runs.evaluations import (
     CheckpointScores,
     add_evaluation,
     auc_by_checkpoint,
+    forget_changed,
     forget_later,
     read_evaluations,
 )
@@ -83,3 +84,16 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str, message: str) -> Non
     (tmp_path / "evaluation.jsonl").write_text(f"{SECOND.to_json()}\n{line}\n")
     with pytest.raises(RunFileError, match=f"evaluation.jsonl, {message}"):
         read_evaluations(run_at(tmp_path))
+
+
+def test_numbers_on_boxes_or_frames_that_were_replaced_are_forgotten(tmp_path: Path) -> None:
+    """Those of earlier versions do not say on which they were measured, and are kept."""
+    run = run_at(tmp_path)
+    same, other = replace(FIRST, data="aaaa"), replace(SECOND, data="bbbb")
+    old = replace(SECOND, checkpoint="checkpoint_epoch_0007", step=42)
+    elsewhere = replace(other, benchmark="mine")
+    for one in (same, other, old, elsewhere):
+        add_evaluation(run, one)
+    assert forget_changed(run, {FIRST.series: "aaaa"}) == 1
+    assert read_evaluations(run) == [same, elsewhere, old]
+    assert forget_changed(run, {FIRST.series: "aaaa"}) == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,19 +13,25 @@ import pyarrow as pa
 import pytest
 import torch
 
+from seqtrack.config import ConfigError, parse_config
+from seqtrack.data.open import open_data
 from seqtrack.errors import InputError
+from seqtrack.experiments.benchmarks import open_for_run
 from seqtrack.integrations import mirror_state
 from seqtrack.integrations.mirror_state import MIRROR_FILE, MirrorState, await_mlflow_run
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, checkpoint_name, write_checkpoint
 from seqtrack.runs.folder import RunFileError, RunFolder
 from seqtrack.sweeps.plan import plan_work
 from seqtrack.sweeps.results import (
+    DATA_FILE,
     SWEEP_FILE,
     TRIAL_FILE,
     TRIALS,
     Status,
     TrialNote,
+    check_same_data,
     check_same_sweep,
+    describe_data,
     read_note,
     read_trials,
     write_note,
@@ -206,3 +214,66 @@ def test_a_trial_does_not_wait_for_ever_for_a_server_that_is_away(folder: RunFol
     folder.create()
     folder.write_json(MIRROR_FILE, {"run_id": None, "status": "RUNNING"})
     assert await_mlflow_run(folder, patience=0.5) is None
+
+
+@pytest.fixture
+def on_data(folder: RunFolder, tree: Path, tiny_settings: dict[str, Any]) -> Callable[[], str | None]:
+    """Opens the data at `tree`, which are also a benchmark, compares them with those of the sweep, and notes them."""
+    tiny_settings["DATA"]["ROOT"] = str(tree)
+    tiny_settings["EVAL"] = {"BENCHMARKS": {"mine": str(tree)}, "SEQUENCES": ["coin-1"]}
+    config = parse_config(tiny_settings, "tiny")
+
+    def compare() -> str | None:
+        data, benchmarks = open_data(config).stamped(), open_for_run(config)
+        line = check_same_data(data, benchmarks, folder)
+        folder.write_json(DATA_FILE, describe_data(data, benchmarks))
+        return line
+
+    return compare
+
+
+def replace_frame(tree: Path, sequence: str) -> None:
+    images = tree / sequence.partition("-")[0] / sequence / "img"
+    shutil.copy(images / "00000002.jpg", images / "00000001.jpg")
+
+
+def replace_boxes(tree: Path) -> None:
+    (tree / "kite/kite-2/groundtruth.txt").write_text("1,2,30,40\n" * 30)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tree: replace_frame(tree, "kite-1"), "frames: LASOT: 1 of 120 drawn frames .*kite-1/img/00000001.jpg"),
+        (lambda tree: replace_frame(tree, "coin-1"), "frames: LASOT: .*; boxes or frames of mine were replaced"),
+        (replace_boxes, "its trials had other sequences or annotations"),
+    ],
+)
+def test_a_sweep_whose_data_were_replaced_does_not_go_on(
+    change: Callable[[Path], Any], said: str, on_data: Callable[[], str | None], folder: RunFolder, tree: Path
+) -> None:
+    folder.create()
+    on_data()
+    assert on_data() is None
+    change(tree)
+    with pytest.raises(ConfigError, match=rf"sweep holds a sweep on other data: {said}.*; another RUN\.NAME keeps"):
+        on_data()
+
+
+def test_a_sweep_that_is_older_than_stamps_goes_on_with_a_line(
+    on_data: Callable[[], str | None], folder: RunFolder
+) -> None:
+    folder.create()
+    said = on_data()
+    assert said is not None and said.endswith(f"the trials that {folder.path} has is not known")
+    assert on_data() is None
+
+
+@pytest.mark.parametrize("content", ["{}", '{"dataset": {}, "frames": 1, "benchmarks": {}}', "[]", '{"frames": {}}'])
+def test_a_damaged_note_of_the_data_is_named(
+    content: str, on_data: Callable[[], str | None], folder: RunFolder
+) -> None:
+    folder.create()
+    folder.write(DATA_FILE, content)
+    with pytest.raises(RunFileError, match=DATA_FILE):
+        on_data()

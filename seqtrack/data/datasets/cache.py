@@ -16,10 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
-from pyarrow import fs
 
 from seqtrack.data.datasets.index import FrameIndex
-from seqtrack.data.storage import Root
+from seqtrack.data.storage import Root, file_infos
 from seqtrack.failures import explain
 
 FORMAT = 1
@@ -38,8 +37,7 @@ def cache_folder() -> Path:
 
 def stamps(root: Root, paths: Sequence[str]) -> Iterable[str]:
     """A line for each file below the root, with its size and time of change; another one if the file changes."""
-    infos: list[fs.FileInfo] = root.filesystem.get_file_info([f"{root.path}/{path}" for path in paths])
-    return (f"{path} {info.size} {info.mtime_ns}" for path, info in zip(paths, infos, strict=True))
+    return (f"{path} {info.size} {info.mtime_ns}" for path, info in zip(paths, file_infos(root, paths), strict=True))
 
 
 def kept_index(

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import fs
 from tqdm import tqdm
 
 from seqtrack.data.datasets.annotations import FaultyText
@@ -26,8 +25,17 @@ from seqtrack.data.datasets.index import FIRST_FRAME, STILL, FrameIndex, make_in
 from seqtrack.data.datasets.json_stream import read_arrays
 from seqtrack.data.datasets.layout import explain_place, explain_sequence
 from seqtrack.data.datasets.reading import has_size
-from seqtrack.data.storage import DataError, Root, Span, SpanReader, first_of, list_folder
-from seqtrack.files import is_file
+from seqtrack.data.storage import (
+    DataError,
+    Root,
+    Span,
+    SpanReader,
+    file_infos,
+    first_of,
+    is_file,
+    is_folder,
+    list_folder,
+)
 
 SET = "COCO17"
 ANNOTATIONS = "annotations/instances_train2017.json"
@@ -42,10 +50,9 @@ def open_index(root: Root, note: Callable[[str], None] = lambda line: None, sett
     Sequences are named after the annotations' ids and are in the order of the file. `setting` names the root in
     messages. Raises DataError.
     """
-    if not is_file(root.filesystem, f"{root.path}/{ANNOTATIONS}"):
+    if not is_file(root, ANNOTATIONS):
         raise DataError(f"{root.path}/{ANNOTATIONS}: no such file{_explain(root, setting)}")
-    infos = root.filesystem.get_file_info([f"{root.path}/{folder}" for folder in FOLDERS])
-    there = [name for name, info in zip(FOLDERS, infos, strict=True) if info.type == fs.FileType.Directory]
+    there = [name for name in FOLDERS if is_folder(root, name)]
     if not there:
         raise DataError(f"{root.path}: no folder {' or '.join(FOLDERS)} with the images{_explain(root, setting)}")
 
@@ -136,7 +143,7 @@ def _build(root: Root, folder: str) -> FrameIndex:
 def _parts(root: Root) -> Iterator[bytes]:
     """The bytes of the file of annotations, in parts, with a progress bar. Raises DataError."""
     reader = SpanReader(root)
-    size = root.filesystem.get_file_info(f"{root.path}/{ANNOTATIONS}").size
+    size = file_infos(root, [ANNOTATIONS])[0].size
     with tqdm(total=size, desc=f"Indexing {SET}", unit="B", unit_scale=True) as progress:
         for start in range(0, size, PART_BYTES):
             part = reader.read(Span(ANNOTATIONS, start, min(PART_BYTES, size - start)))
@@ -203,6 +210,6 @@ def _explain(root: Root, setting: str) -> str:
     return explain_place(
         root,
         setting,
-        lambda path: is_file(root.filesystem, f"{path}/{ANNOTATIONS}"),
+        lambda path: is_file(Root(root.filesystem, path), ANNOTATIONS),
         ("annotations", "images"),
     )

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+from pyarrow import fs
 
 from seqtrack.data.datasets.index import FIRST_FRAME, FRAME_NAMES, NUMBERED, FrameIndex, count_from, default_name
-from seqtrack.data.storage import READS_AT_ONCE, DataError, NoSuchFolder, Root, first_of, list_folder
+from seqtrack.data.storage import READS_AT_ONCE, DataError, NoSuchFolder, Root, file_infos, first_of, list_folder
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 """Endings of the names of frames, in lower case."""
@@ -65,9 +65,10 @@ def _match_sequence(index: FrameIndex, root: Root, complete: bool, row: int) -> 
     """
     boxes = int(index.lengths[row])
     first = index.frame_path(row, 0)
+    ends = [first, index.frame_path(row, boxes - 1)]
     if FIRST_FRAME in index.table.column_names and root.local:
-        ends = (Path(root.path, path) for path in (first, index.frame_path(row, boxes - 1)))
-        if all(path.is_file() for path in ends):
+        found = file_infos(root, ends)
+        if all(info.type == fs.FileType.File for info in found):
             return None
     folder, _, first_name = first.rpartition("/")
     pictures = list_pictures(root, folder)

@@ -24,8 +24,7 @@ from seqtrack.data.datasets.index import FrameIndex, default_name
 from seqtrack.data.datasets.lasot import read_annotation
 from seqtrack.data.datasets.layout import IncompleteSet, explain_place, folders
 from seqtrack.data.datasets.reading import Annotation, has_size, read_annotations
-from seqtrack.data.storage import DataError, Root, first_of, read_bytes
-from seqtrack.files import is_file
+from seqtrack.data.storage import DataError, Root, first_of, is_file, read_bytes
 
 VIDEOS = 9335
 """Videos in the training set."""
@@ -112,7 +111,7 @@ def select_sequences(name: str, root: Root, setting: str = "DATA.ROOT") -> Selec
 
 def read_list(root: Root, setting: str = "DATA.ROOT") -> list[str]:
     """The names in `list.txt`. Raises DataError."""
-    if not is_file(root.filesystem, f"{root.path}/{LIST}"):
+    if not is_file(root, LIST):
         raise DataError(f"{root.path}/{LIST}: no such file{_explain(root, setting)}")
     return read_annotation(root, LIST, _parse_list)
 
@@ -187,4 +186,4 @@ def _numbers(file: str) -> NDArray[np.int64]:
 
 
 def _explain(root: Root, setting: str) -> str:
-    return explain_place(root, setting, lambda path: is_file(root.filesystem, f"{path}/{LIST}"), (FOLDER,))
+    return explain_place(root, setting, lambda path: is_file(Root(root.filesystem, path), LIST), (FOLDER,))

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import resources
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -21,9 +20,8 @@ from seqtrack.config import DataConfig
 from seqtrack.data.datasets.annotations import FaultyText, decode_text, parse_boxes, parse_flags
 from seqtrack.data.datasets.index import FrameIndex, make_index
 from seqtrack.data.datasets.layout import explain_root, explain_sequence, folders
-from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, first_of, read_bytes
+from seqtrack.data.storage import READS_AT_ONCE, DataError, Root, first_of, is_file, read_bytes, read_file
 from seqtrack.errors import did_you_mean
-from seqtrack.files import is_file
 
 SET = "LASOT"
 """Its published name."""
@@ -100,7 +98,7 @@ def read_split(split: str) -> list[str]:
         text = (resources.files("seqtrack.data.datasets") / "splits" / f"{split}.txt").read_text("utf-8")
     else:
         try:
-            text = decode_text(Path(split).read_bytes())
+            text = decode_text(read_file(split))
         except (OSError, FaultyText) as error:
             names = ", ".join((*BENCHMARK_SPLITS, "all"))
             raise DataError(f"DATA.SPLIT {split}: neither one of {names} nor a readable file ({error})") from error
@@ -121,7 +119,7 @@ def _read_sequence(
     lacking = []
     for kind in FLAGS:
         path = f"{folder}/{kind}.txt"
-        if may_lack_flags and not is_file(root.filesystem, f"{root.path}/{path}"):
+        if may_lack_flags and not is_file(root, path):
             lacking.append(kind)
             continue
         flags = read_annotation(root, path, parse_flags)

@@ -19,13 +19,13 @@ class IncompleteSet(DataError):
     """
 
 
-def folders(root: Root, path: str) -> list[tuple[str, str]]:
+def folders(root: Root, path: str, patient: bool = True) -> list[tuple[str, str]]:
     """(name, path) of the folders in a folder, hidden ones and what macOS puts into zips left out.
 
-    Raises DataError if it cannot be read, or holds a link to something that is not there.
+    `patient`: as in `list_folder`. Raises DataError if it cannot be read, or holds a link to nothing.
     """
     found = []
-    for entry in list_folder(root, path):
+    for entry in list_folder(root, path, patient):
         if entry.kind == "nothing":
             raise DataError(f"{entry.path}: is a link to something that is not there")
         if entry.kind == "folder" and entry.name != "__MACOSX":
@@ -110,13 +110,13 @@ def _holds(root: Root, path: str, class_name: str) -> bool:
 
 def _some_folders(root: Root, path: str) -> list[tuple[str, str]]:
     try:
-        return folders(root, path)[:MOST_FOLDERS]
+        return folders(root, path, patient=False)[:MOST_FOLDERS]
     except DataError:  # what is being looked for is only a hint
         return []
 
 
 def _files(root: Root, path: str) -> list[tuple[str, str]]:
     try:
-        return [(entry.name, entry.path) for entry in list_folder(root, path) if entry.kind == "file"]
+        return [(entry.name, entry.path) for entry in list_folder(root, path, patient=False) if entry.kind == "file"]
     except DataError:
         return []

@@ -18,7 +18,7 @@ from seqtrack.data.datasets.index import FrameIndex
 from seqtrack.data.datasets.lasot import read_annotation
 from seqtrack.data.datasets.layout import IncompleteSet, explain_place, folders, packed_archives
 from seqtrack.data.datasets.reading import Annotation, has_size, read_annotations
-from seqtrack.data.storage import DataError, NoSuchFolder, Root, list_folder
+from seqtrack.data.storage import DataError, NoSuchFolder, Root, file_infos, is_folder, list_folder
 
 SET = "TRACKINGNET"
 CHUNKS = tuple(f"TRAIN_{number}" for number in range(12))
@@ -74,7 +74,7 @@ def _annotation_files(root: Root, chunk: str) -> list[str]:
 def _check_frames(root: Root, chunk: str) -> None:
     """Raises DataError if a chunk has annotations and no folder of frames: they come as one zip a sequence."""
     path = f"{root.path}/{chunk}"
-    if root.filesystem.get_file_info(f"{path}/frames").type == fs.FileType.Directory:
+    if is_folder(root, f"{chunk}/frames"):
         return
     hints = []
     for name, _ in (("", ""), *folders(root, path)):
@@ -104,7 +104,7 @@ def _name(path: str) -> str:
 
 def _explain(root: Root, setting: str) -> str:
     def fits(path: str) -> bool:
-        infos = root.filesystem.get_file_info([f"{path}/{chunk}/anno" for chunk in CHUNKS])
+        infos = file_infos(Root(root.filesystem, path), [f"{chunk}/anno" for chunk in CHUNKS])
         return any(info.type == fs.FileType.Directory for info in infos)
 
     doubled = [f"{chunk}/{chunk}" for chunk in CHUNKS if fits(f"{root.path}/{chunk}")]

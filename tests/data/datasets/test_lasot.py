@@ -271,15 +271,15 @@ def test_a_store_that_is_away_is_asked_again_after_ever_longer_pauses(
     lasot_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("seqtrack.data.storage.time.sleep", pauses.append)
+    monkeypatch.setattr("seqtrack.patience.time.sleep", pauses.append)
     store = Root(fs.PyFileSystem(fs.FSSpecHandler(Away(skip_instance_cache=True))), str(lasot_root))
     path = "coin/coin-1/img/00000001.jpg"
     assert read_bytes(store, path) == (lasot_root / path).read_bytes()
     assert pauses == [1, 2, 4]
-    assert f"{lasot_root}/{path}: away; it is read again in 4 s" in caplog.text
+    assert f"{lasot_root}/{path}: away; it is tried again in 4 s" in caplog.text
 
 
 def test_a_disk_that_fails_is_asked_once(lasot_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seqtrack.data.storage.time.sleep", lambda seconds: pytest.fail("it was asked again"))
+    monkeypatch.setattr("seqtrack.patience.time.sleep", lambda seconds: pytest.fail("it was asked again"))
     with pytest.raises(OSError):
         read_bytes(open_root(str(lasot_root)), "coin")  # a folder
