@@ -59,6 +59,8 @@ class RunEvaluation:
         self._beside, self._after, self._scored = beside, after, scored
         self._workers: Evaluators | None = None
         self._failed: set[str] = set()
+        self._checkpoints: list[str] = []
+        """Those that the last look found."""
         self._told = False
         """Whether the log says that the run's folder fails."""
         self._page_lacks = False
@@ -90,7 +92,8 @@ class RunEvaluation:
 
     def due(self) -> list[str]:
         """Checkpoints that are to be measured and were not, the oldest first."""
-        return due_checkpoints(self._config, self._run, self._benchmarks)
+        self._checkpoints = whole_checkpoints(self._run, self._checkpoints)
+        return due_checkpoints(self._config, self._run, self._benchmarks, self._checkpoints)
 
     def _work(self) -> None:
         if self._beside is not None:
@@ -216,11 +219,16 @@ def series_of(data: BenchmarkData) -> str:
     ).series
 
 
-def due_checkpoints(config: Config, run: RunFolder, benchmarks: Sequence[BenchmarkData]) -> list[str]:
-    """Checkpoints in a run's folder that EVAL.EVERY_EPOCHS asks for and that lack a number, the oldest first."""
+def due_checkpoints(
+    config: Config, run: RunFolder, benchmarks: Sequence[BenchmarkData], names: Sequence[str] | None = None
+) -> list[str]:
+    """Checkpoints in a run's folder that EVAL.EVERY_EPOCHS asks for and that lack a number, the oldest first.
+
+    `names`: the finished ones, the oldest first; None: the folder is asked.
+    """
     known = {one.key for one in read_evaluations(run)}
     due = []
-    for name in whole_checkpoints(run):
+    for name in whole_checkpoints(run) if names is None else names:
         epoch = epoch_of(name)
         asked = epoch is not None and (epoch % config.EVAL.EVERY_EPOCHS == 0 or epoch == config.TRAIN.EPOCH)
         if asked and any((name, series_of(data)) not in known for data in benchmarks):

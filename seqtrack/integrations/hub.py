@@ -132,7 +132,7 @@ class HubThread:
     def _sync(self) -> None:
         self._prepare()
         if self._config.HUB.CHECKPOINTS == "all":
-            self._send(whole_checkpoints(self._run), self._done)
+            self._send(whole_checkpoints(self._run, self._done), self._done)
 
     def _finish(self) -> None:
         """Compares everything with the run's folder, sends what is missing, and compares again."""

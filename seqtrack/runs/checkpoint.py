@@ -19,7 +19,8 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -48,6 +49,7 @@ UNFINISHED = ".partial"
 STARTING_META = {"step": int, "epoch": int, "steps_per_epoch": int, "config": dict, "dataset": dict, "versions": dict}
 """What `meta.json` must have for a run to start from the checkpoint."""
 NAME = re.compile(r"checkpoint_epoch_(\d+)(?:_step_(\d+))?")
+REQUESTS_AT_ONCE = 32
 
 
 class CheckpointError(InputError):
@@ -283,16 +285,38 @@ def stored_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
         raise CheckpointError(f"{path}: cannot be read ({explain(error)})") from error
 
 
-def whole_checkpoints(run: RunFolder) -> list[str]:
-    """Names of the finished checkpoints in a run's folder, the oldest first."""
-    found: dict[tuple[int, int], str] = {}
-    # One recursive listing: an object store may have no entry for a folder itself.
-    for info in run.filesystem.get_file_info(fs.FileSelector(run.path, allow_not_found=True, recursive=True)):
-        folder = PurePosixPath(info.path).parent
-        match = NAME.fullmatch(folder.name)
-        if match and info.base_name == SUMS_FILE and folder.parent == PurePosixPath(run.path):
-            found[int(match[1]), int(match[2] or 0)] = folder.name
-    return [found[position] for position in sorted(found)]
+def whole_checkpoints(run: RunFolder, known: Collection[str] = ()) -> list[str]:
+    """Names of the finished checkpoints in a run's folder, the oldest first.
+
+    `known`: those that the caller found before. But for the newest of them, they are only looked for, and not asked
+    for their `SHA256SUMS`. So one that is just being written again counts, as it may be at any time after this answer:
+    opening a checkpoint verifies it. Raises OSError.
+    """
+    # Beside checkpoints there may be an evaluation's tens of thousands of result files: they are not listed. But
+    # pyarrow's client of Google's store shows a folder there only if it has an entry of its own; copied ones have none.
+    recursive = run.filesystem.type_name == "gcs"
+    infos = run.filesystem.get_file_info(fs.FileSelector(run.path, allow_not_found=True, recursive=recursive))
+    if recursive:
+        sums = (PurePosixPath(info.path).relative_to(run.path).parts for info in infos)
+        return _in_order(name for name, *file in sums if file == [SUMS_FILE])
+    names = _in_order(info.base_name for info in infos)
+    before = set(known)
+    settled = set([name for name in names if name in before][:-1])  # the newest is asked again
+    asked = [name for name in names if name not in settled]
+    files = [run.file(f"{name}/{SUMS_FILE}") for name in asked]
+    if run.local:
+        found = run.filesystem.get_file_info(files)
+    else:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:  # a store is asked for one file after the other
+            found = list(pool.map(run.filesystem.get_file_info, files))
+    unfinished = {name for name, info in zip(asked, found, strict=True) if info.type != fs.FileType.File}
+    return [name for name in names if name not in unfinished]
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Those that are names of checkpoints, the one with the fewest steps first."""
+    matches = [match for name in names if (match := NAME.fullmatch(name))]
+    return [match[0] for match in sorted(matches, key=lambda match: (int(match[1]), int(match[2] or 0)))]
 
 
 def newest_checkpoint(run: RunFolder) -> StoredCheckpoint | None:

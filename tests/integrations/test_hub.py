@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +144,9 @@ def test_a_look_neither_downloads_nor_reads_what_was_sent_before(
         verified.append(Path(shown).name)
         return verify(directory, shown)
 
-    def list_checkpoints(run: RunFolder) -> list[str]:
+    def list_checkpoints(run: RunFolder, known: Collection[str] = ()) -> list[str]:
         looks.append(run)
-        return whole_checkpoints(run)
+        return whole_checkpoints(run, known)
 
     monkeypatch.setattr(fs, "copy_files", copy_files)
     monkeypatch.setattr(hub, "whole_checkpoints", list_checkpoints)
