@@ -68,7 +68,7 @@ def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) 
         try:
             for line in announce(setting, plan, work.trials, earlier):
                 say(line)
-            parent = open_parent_run(config)
+            parent = open_parent_run(config, "sweep")
             observer = Observer(setting, data.mixture, parent, plan, work, stop, running, say)
             if work.left > 0:
                 make_tuner(setting, plan, work, earlier, observer).fit()
