@@ -10,10 +10,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from seqtrack.files import sync_file, sync_folder
+from seqtrack.patience import patiently
 from seqtrack.runs.folder import RunFolder
+from seqtrack.transfer import send_file
 
 ANCHOR_BYTES = 256
 BLOCK_BYTES = 2**20
@@ -55,16 +59,24 @@ class GrowingFile:
         """Makes what was appended last: on the disk after a loss of power, or in the object store. Raises OSError."""
         if not self._changed:
             return
-        if self._copy is None:
-            with self.place.open("rb") as file:
-                os.fsync(file.fileno())
-        else:
-            with (
-                self.place.open("rb") as file,
-                self._run.filesystem.open_output_stream(self._run.file(self._name)) as to,
-            ):
-                shutil.copyfileobj(file, to, BLOCK_BYTES)
-        self._changed = False
+        self._changed = False  # another thread may append meanwhile
+        try:
+            if self._copy is None:
+                sync_file(self.place)
+                sync_folder(self.place.parent)
+            else:
+                path = self._run.file(self._name)
+                patiently(partial(self._send, path), path)
+        except BaseException:
+            self._changed = True
+            raise
+
+    def _send(self, path: str) -> None:
+        size = self.place.stat().st_size
+        send_file(self.place, self._run.filesystem, path)
+        there = self._run.filesystem.get_file_info(path).size or 0
+        if there < size:
+            raise OSError(f"{path}: {size} bytes were sent, and {there} are there")
 
 
 def copy_text(run: RunFolder, name: str, copy: Path) -> None:
