@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pyarrow import fs
+
 from seqtrack.files import sync_file, sync_folder
 from seqtrack.patience import patiently
 from seqtrack.runs.folder import RunFolder
@@ -82,12 +84,18 @@ class GrowingFile:
 def copy_text(run: RunFolder, name: str, copy: Path) -> None:
     """Copies a file of a run's folder, as it is now, to this machine: an empty one if there is none.
 
-    Raises OSError or ArrowException.
+    That there is none is believed only if the folder does not list it either: the copy may be written in place of the
+    file. Raises OSError or ArrowException.
     """
     with copy.open("wb") as target:
-        if run.has(name):
+        if run.has(name) or name in _listed(run):
             with run.filesystem.open_input_stream(run.file(name)) as source:
                 shutil.copyfileobj(source, target, BLOCK_BYTES)
+
+
+def _listed(run: RunFolder) -> set[str]:
+    infos = run.filesystem.get_file_info(fs.FileSelector(run.path, allow_not_found=True))
+    return {info.base_name for info in infos}
 
 
 def lines_from_end(place: Path) -> Iterator[tuple[int, bytes]]:

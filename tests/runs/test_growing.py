@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as fs
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from seqtrack.runs import growing, log
 from seqtrack.runs.folder import RunFileError, RunFolder
 from seqtrack.runs.growing import Tail, line_blocks, lines_from_end
-from seqtrack.runs.log import METRICS_FILE, MetricsFile, NewRecords, parse_record, read_metrics
+from seqtrack.runs.log import METRICS_FILE, MetricsFile, NewRecords, append_to_log, parse_record, read_metrics
 
 BEGAN = 1_700_000_000_000
 
@@ -161,6 +162,27 @@ def test_lines_from_the_end_are_the_lines(tmp_path: Path, blocks: None) -> None:
         assert list(lines_from_end(path)) == expected[::-1]
         assert b"".join(line_blocks(io.BytesIO(content))) == content[:end]
     assert list(lines_from_end(tmp_path / "nothing")) == []
+
+
+class Forgetful(fs.SubTreeFileSystem):
+    """A store that says once that there is no such file."""
+
+    asked = 0
+
+    def get_file_info(self, what: Any) -> Any:
+        if isinstance(what, str) and not self.asked:
+            self.asked += 1
+            return super().get_file_info(f"{what}-that-is-not-there")
+        return super().get_file_info(what)
+
+
+def test_one_wrong_answer_that_there_is_no_file_replaces_none(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    log_file = tmp_path / "run/train.log"
+    log_file.write_text("first\n")
+    store = Forgetful(str(tmp_path), fs.LocalFileSystem())
+    append_to_log(RunFolder(store, "run", "run"), ["second"])
+    assert store.asked == 1 and log_file.read_text() == "first\nsecond\n"
 
 
 def test_a_flush_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
