@@ -199,10 +199,15 @@ def test_a_picture_of_an_epoch_that_is_trained_again_is_replaced(made: tuple[Con
         return [path.read_bytes() for path in sorted(folder.iterdir())]
 
     before = pictures()
-    shutil.rmtree(run.file(checkpoint_name(2, 0)))
+    last = Path(run.file(checkpoint_name(2, 0)))
+    shutil.rmtree(last)
     start = loops.checkpoint_of(config, checkpoint_name(1, 0))
     loops.train(config, start, before=halve)
-    (mirror if alive else begin(config, run, 6)).sync()
+    mirror = mirror if alive else begin(config, run, 6)
+    last.rename(last.with_name("unfinished"))
+    mirror.sync()
+    last.with_name("unfinished").rename(last)
+    mirror.sync()
     after = pictures()
     assert len(before) == len(after) == 2
     assert after[0] == before[0] and after[1] != before[1]
