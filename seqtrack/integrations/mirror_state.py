@@ -106,9 +106,10 @@ class MirrorNote:
 def shown_changes(changes: Mapping[str, Sequence[tuple[int, str]]]) -> dict[str, str]:
     """What the run's page says of settings that changed: `0.0002 since step 480 (before: 0.0001)`."""
     shown = {}
-    for key, ((_, first), *later) in changes.items():
-        values = [f"{value} since step {step}" for step, value in reversed(later)] + [first]
-        shown[key] = f"{values[0]} (before: {', '.join(values[1:])})"
+    for key, values in changes.items():
+        if len(values) > 1:
+            told = [f"{value} since step {step}" for step, value in values[1:]][::-1]
+            shown[key] = f"{told[0]} (before: {', '.join([*told[1:], values[0][1]])})"
     return shown
 
 
