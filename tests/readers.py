@@ -40,11 +40,12 @@ from seqtrack.evaluation.benchmarks import benchmark_named, open_benchmark
 from seqtrack.evaluation.protocols import PROTOCOLS, score
 from seqtrack.evaluation.results import read_results
 from seqtrack.evaluation.submissions import check_trackingnet, read_zip
-from seqtrack.integrations.mirror_state import MIRROR_FILE, MirrorState
+from seqtrack.integrations.mirror_state import MIRROR_FILE, MirrorNote, MirrorState, StartSettings, shown_changes
+from seqtrack.integrations.parent_run import read_parent, write_parent
 from seqtrack.model.weights import read_weights
 from seqtrack.runs.checkpoint import STATE_FILE, SUMS_FILE, generator_file, open_checkpoint
 from seqtrack.runs.folder import read_settings, write_settings
-from seqtrack.runs.log import METRICS_FILE, MetricsFile
+from seqtrack.runs.log import METRICS_FILE, MetricsFile, NewRecords
 from seqtrack.runs.record import read_phase
 from seqtrack.sweeps.results import TRIAL_FILE, TrialNote, read_trials, write_note
 from seqtrack.training.state import TrainState, load_generators
@@ -218,10 +219,13 @@ def results(folder: Path) -> Reader:
     sweep = run_at(folder / "sweep")
     write_settings(config, run)
     write_note(sweep.child("trials").child("LR=1"), TrialNote({"TRAIN.LR": 1.0}, "failed", "why"))
-    run.write_json(MIRROR_FILE, {"run_id": "12", "status": "FINISHED", "tags": {"a": "b"}, "params": {"c": 1}})
+    known = {"values": {"TRAIN.LR": "2.0"}, "changes": {"TRAIN.LR": [[0, "1.0"], [6, "2.0"]]}}
+    tags = {"tags": {"a": "b"}, "params": {"c": 1}}
+    run.write_json(MIRROR_FILE, {"run_id": "12", "status": "FINISHED"} | tags | known)
+    write_parent(sweep, "sweep", "34")
     run.write(METRICS_FILE, "".join(json.dumps({"step": step, "time": 1.0, "loss": 0.5}) + "\n" for step in range(3)))
     files = [run.file(name) for name in ("config.yaml", MIRROR_FILE, METRICS_FILE)]
-    files.append(sweep.child("trials").child("LR=1").file(TRIAL_FILE))
+    files += [sweep.child("trials").child("LR=1").file(TRIAL_FILE), sweep.file("mlflow_sweep.json")]
     checkpoint = Path(sweep.path, "trials/LR=1/checkpoint_epoch_0001")
     checkpoint.mkdir()
     (checkpoint / SUMS_FILE).touch()
@@ -231,7 +235,10 @@ def results(folder: Path) -> Reader:
 
     def read() -> None:
         read_settings(run)
-        MirrorState.read(run)
+        shown_changes(MirrorState.read(run).changes)
+        MirrorNote(run).start({}, None, StartSettings(config.flat(), 7))
+        read_parent(sweep, "sweep")
+        list(NewRecords(run, 1).read())
         MetricsFile(run, 1)
         read_trials(sweep)
 

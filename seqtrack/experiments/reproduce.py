@@ -75,7 +75,7 @@ def _reproduce(
     # Two finished runs can be compared where their data are not.
     config, data = (settle_paths(config), None) if all(given) else open_experiment(config)
     config = with_one_store(config)  # the phases' storage is further down
-    parent_run = mlflow_store.open_parent_run(config)
+    parent_run = mlflow_store.open_parent_run(config, "reproduce")
     experiment = RunFolder.of(config).under(lease)
     config = config.with_settings({"RUN.STORAGE_PATH": experiment.location})
 

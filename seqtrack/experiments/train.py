@@ -94,7 +94,8 @@ def run_prepared(prepared: PreparedRun, lease: Lease, parent_run: str | None = N
         start = keep_start(start, run)
 
     tags = run_tags(config, prepared.data.mixture.fingerprint)
-    tags |= {} if prepared.continued else origin_tags(prepared.start, parent_run)
+    tags |= {} if prepared.continued else origin_tags(prepared.start)
+    tags |= {"mlflow.parentRunId": parent_run} if parent_run else {}
     evaluation = measure_beside(prepared, resources) if prepared.benchmarks else None
     uploads = hub.HubThread(config, run) if config.HUB.REPO_ID else None
     if uploads is not None:
@@ -184,11 +185,9 @@ def run_tags(config: Config, fingerprint: str) -> dict[str, str]:
     }
 
 
-def origin_tags(start: OpenedCheckpoint | None, parent_run: str | None) -> dict[str, str]:
+def origin_tags(start: OpenedCheckpoint | None) -> dict[str, str]:
     """Where a run comes from that has no checkpoint of its own yet."""
-    tags = {"phase": "first"}
-    if start is not None:
-        origin = start.meta["mlflow_run_id"]
-        tags = {"phase": "resumed", "resumed_from": start.path} | ({"resumed_from_run": origin} if origin else {})
-        parent_run = parent_run or origin
-    return tags | ({"mlflow.parentRunId": parent_run} if parent_run else {})
+    if start is None:
+        return {"phase": "first"}
+    tags, origin = {"phase": "resumed", "resumed_from": start.path}, start.meta["mlflow_run_id"]
+    return tags | ({"resumed_from_run": origin, "mlflow.parentRunId": origin} if origin else {})

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from pyarrow import ArrowException
 
-from seqtrack.config import Config
+from seqtrack.config import Config, parse_config
 from seqtrack.environment import command
+from seqtrack.errors import InputError
 from seqtrack.integrations.background import BackgroundSync
-from seqtrack.integrations.mirror_state import MirrorNote, Status
+from seqtrack.integrations.mirror_state import MirrorNote, StartSettings, Status
 from seqtrack.integrations.store_uri import shown_store
+from seqtrack.model.weights import META_FILE
+from seqtrack.runs.checkpoint import newest_checkpoint
 from seqtrack.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ class MirrorThread:
         """Raises RunFileError if the folder's `mlflow.json` is empty or cut off."""
         self._run = run
         self._config, self._note = config, MirrorNote(run)
-        self._note.start(tags, params)
+        self._note.start(tags, params, _settings_at_start(config, run))
         self._server = shown_store(config)
         self._thread = BackgroundSync(self._server, self._sync, self._finish)
         self._thread.start()
@@ -81,3 +84,16 @@ class MirrorThread:
 
     def _finish(self) -> None:
         self._mirror.finish()
+
+
+def _settings_at_start(config: Config, run: RunFolder) -> StartSettings:
+    """The settings, with what the run's newest checkpoint says of its position and of its own."""
+    newest = newest_checkpoint(run)
+    meta = None if newest is None else run.read_json(f"{newest.name}/{META_FILE}")
+    if meta is None or type(meta.get("step")) is not int or not isinstance(meta.get("config"), dict):
+        return StartSettings(config.flat())
+    try:
+        before = parse_config(meta["config"], META_FILE).flat()
+    except InputError:  # of another version, which knew other settings
+        before = {}
+    return StartSettings(config.flat(), meta["step"], before)

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import functools
 import logging
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.validation import (
@@ -31,10 +30,11 @@ from mlflow.utils.validation import (
 from pyarrow import ArrowException
 
 from seqtrack.config import SETTINGS_FILE, Config
-from seqtrack.integrations.mirror_state import MirrorNote
+from seqtrack.integrations.mirror_state import MirrorNote, shown_changes
 from seqtrack.integrations.mlflow_store import (
     EVALUATION,
     find_experiment,
+    find_run,
     make_client,
     send_evaluations,
     tracking_uri,
@@ -45,13 +45,18 @@ from seqtrack.reports.snapshots import snapshot_figure
 from seqtrack.runs.checkpoint import StoredCheckpoint, whole_checkpoints
 from seqtrack.runs.evaluations import EVALUATIONS_FILE, read_evaluations
 from seqtrack.runs.folder import RunFileError, RunFolder, read_settings
-from seqtrack.runs.log import LOG_FILE, METRICS_FILE, Tail, parse_record, read_metrics
+from seqtrack.runs.growing import Tail, copy_text
+from seqtrack.runs.log import LOG_FILE, NewRecords
 from seqtrack.runs.record import read_phase
-from seqtrack.sums import CheckpointError, checkpoint_name
+from seqtrack.sums import NAME, CheckpointError, checkpoint_name
 
 logger = logging.getLogger(__name__)
 
 SNAPSHOTS = "snapshots"
+CHANGED = "changed/"
+"""Before a setting's name: the tag that tells of its changes."""
+REPLACED = "trained_again"
+"""The tag that tells which points are of earlier starts."""
 
 
 class Mirror:
@@ -63,9 +68,14 @@ class Mirror:
         self._config, self._run = config, run
         self.note = note or MirrorNote(run)
         self._open = False
-        self._metrics = Tail(run, METRICS_FILE)
+        self._records = NewRecords(run, 0)
         self._evaluations = Tail(run, EVALUATIONS_FILE)
-        self._sent_step = 0
+        self._sent_time = 0.0
+        """That of the last record which MLflow has, in ms. Later ones are new to it: `MetricsFile` takes care of it."""
+        self._last_step = 0
+        """The last that MLflow has a point of, perhaps of an earlier start that got further."""
+        self._checkpoints: list[str] = []
+        """Those that the last look found."""
         self._pictures_due: set[int] = set()
         """Steps at which an epoch ended whose picture MLflow lacks."""
         self._pictures_settled: set[int] = set()
@@ -77,13 +87,10 @@ class Mirror:
         try:
             if not self._open:
                 self._open_run()
-            lines, _ = self._metrics.read()
-            records = [parse_record(line, self._run.file(METRICS_FILE)) for line in lines]
-            self._send_metrics([record for record in records if record["step"] > self._sent_step])
-            self._pictures_due |= {int(record["step"]) for record in records if "epoch/loss" in record}
-            self._pictures_due -= self._pictures_settled
+            for records in self._records.read():
+                self._send_metrics(records)
             self._send_snapshots()
-            if self._evaluations.read()[0]:
+            if list(self._evaluations.read()):
                 send_evaluations(self._client, self._run_id, read_evaluations(self._run))
         except BaseException:
             self._open = False
@@ -111,8 +118,8 @@ class Mirror:
             self._monitor.start()
 
     def unsent(self) -> int:
-        """How many records MLflow is not known to have. Reads all of them. Raises OSError or ArrowException."""
-        return sum(record["step"] > self._sent_step for record in read_metrics(self._run))
+        """How many records MLflow is not known to have. Reads them. Raises OSError or ArrowException."""
+        return sum(map(len, NewRecords(self._run, self._sent_time).read()))
 
     @functools.cached_property
     def _client(self) -> MlflowClient:
@@ -128,11 +135,7 @@ class Mirror:
         """Goes on with this folder's MLflow run, or creates it."""
         run = None
         if self.note.state.run_id is not None:
-            try:
-                run = self._client.get_run(self.note.state.run_id)
-            except MlflowException as error:
-                if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                    raise
+            run = find_run(self._client, self.note.state.run_id)
         tags = {key: value[:MAX_TAG_VAL_LENGTH] for key, value in resolve_tags(self.note.state.tags).items()}
         if run is None:
             experiment = find_experiment(self._client, self._config)
@@ -143,21 +146,48 @@ class Mirror:
             self.note.open(run.info.run_id)
             self._client.update_run(self._run_id, status="RUNNING")
             self._client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        params = [
-            Param(key, str(value)[:MAX_PARAM_VAL_LENGTH])
-            for key, value in (self.note.state.params | self._config.flat()).items()
-            if key not in run.data.params
-        ]
-        for batch in _batches(params, MAX_PARAMS_TAGS_PER_BATCH):
-            self._client.log_batch(self._run_id, params=batch)
-        self._client.log_text(self._run_id, self._config.to_yaml(), SETTINGS_FILE)
-        history = self._client.get_metric_history(self._run_id, "train/loss")
-        self._sent_step = max((metric.step for metric in history), default=0)
-        pictures = self._client.list_artifacts(self._run_id, SNAPSHOTS)
-        self._pictures_settled = {int(Path(picture.path).stem.partition("_")[2]) for picture in pictures}
-        self._metrics = Tail(self._run, METRICS_FILE)  # from the beginning: the server may have less than was sent
+        self._send_settings(run)
+        # Of each metric, a run has the point with the highest step, and of those at this step the one with the latest
+        # time. All records up to that time were sent, because they are sent in the order of their times.
+        newest = [point for point in run.to_proto().data.metrics if point.key == "train/loss"]
+        self._sent_time, self._last_step = (newest[0].timestamp, newest[0].step) if newest else (0, 0)
+        self._records = NewRecords(self._run, self._sent_time, self._tell_replaced)
+        self._find_missing_pictures()
         self._evaluations = Tail(self._run, EVALUATIONS_FILE)
         self._open = True
+
+    def _send_settings(self, run: Run) -> None:
+        """Parameters stay as they were first sent: MLflow changes none. What holds now is told by tags."""
+        now = {key: str(value) for key, value in (self.note.state.params | self._config.flat()).items()}
+        changed = shown_changes(self.note.state.changes)
+        new, tags = [], []
+        for key, value in now.items():
+            param, value = run.data.params.get(key), value[:MAX_PARAM_VAL_LENGTH]
+            if param is None:
+                new.append(Param(key, value))
+            elif param != value and key not in changed:  # the change is older than what the folder knows
+                changed[key] = f"{value} (before: {param})"
+        for key, text in changed.items():
+            if run.data.tags.get(f"{CHANGED}{key}") != text:
+                tags.append(RunTag(f"{CHANGED}{key}", text[:MAX_TAG_VAL_LENGTH]))
+        for batch in _batches(new, MAX_PARAMS_TAGS_PER_BATCH):
+            self._client.log_batch(self._run_id, params=batch)
+        for batch in _batches(tags, MAX_PARAMS_TAGS_PER_BATCH):
+            self._client.log_batch(self._run_id, tags=batch)
+        for tag in run.data.tags:
+            if tag.startswith(CHANGED) and tag.removeprefix(CHANGED) not in changed:
+                self._client.delete_tag(self._run_id, tag)
+        self._client.log_text(self._run_id, self._config.to_yaml(), SETTINGS_FILE)
+
+    def _tell_replaced(self, step: float) -> None:
+        """Records after `step` are new to MLflow. Points that it has there are of an earlier start, and cannot be
+        removed: a tag tells of them. New ones are later, so they are what it shows as the run's."""
+        if step < self._last_step:
+            told = self._client.get_run(self._run_id).data.tags.get(REPLACED, "").partition(" :")[0]
+            steps = f"steps {int(step) + 1} to {self._last_step}"
+            if steps not in told.split(", "):
+                text = f"{told}{told and ', '}{steps} : of two points at a step, the later one is the run's"
+                self._client.set_tag(self._run_id, REPLACED, text[-MAX_TAG_VAL_LENGTH:])
 
     def _send_metrics(self, records: Sequence[Mapping[str, float]]) -> None:
         """Whole records only, so that what is there tells what is missing."""
@@ -170,11 +200,27 @@ class Mirror:
                 if name not in ("time", "step")
             ]
             self._client.log_batch(self._run_id, metrics=metrics)
-            self._sent_step = int(batch[-1]["step"])
+            self._sent_time = batch[-1]["time"]
+            self._last_step = max(self._last_step, int(batch[-1]["step"]))
+            epochs = {int(record["step"]) for record in batch if "epoch/loss" in record}
+            self._pictures_due |= epochs
+            self._pictures_settled -= epochs  # a picture that is there is of an earlier start
+
+    def _find_missing_pictures(self) -> None:
+        """Those of the epochs whose checkpoints are there."""
+        pictures = self._client.list_artifacts(self._run_id, SNAPSHOTS)
+        self._pictures_settled |= {int(Path(picture.path).stem.partition("_")[2]) for picture in pictures}
+        self._pictures_settled -= self._pictures_due
+        self._checkpoints = whole_checkpoints(self._run, self._checkpoints)
+        epochs = [match[1] for name in self._checkpoints if (match := NAME.fullmatch(name)) and not match[2]]
+        steps = {int(epoch) * self._config.steps_per_epoch for epoch in epochs}
+        self._pictures_due |= steps - self._pictures_settled
 
     def _send_snapshots(self) -> None:
         """The same training crops after each epoch, with the true box and the model's."""
-        names = whole_checkpoints(self._run) if self._pictures_due else []
+        if self._pictures_due:
+            self._checkpoints = whole_checkpoints(self._run, self._checkpoints)
+        names = self._checkpoints
         for step in sorted(self._pictures_due):
             epoch = step // self._config.steps_per_epoch
             name = checkpoint_name(epoch, 0)
@@ -199,7 +245,10 @@ class Mirror:
         self._client.log_figure(self._run_id, figure, f"{SNAPSHOTS}/step_{step:06d}.png")
 
     def _send_log(self) -> None:
-        self._client.log_text(self._run_id, self._run.read_text(LOG_FILE) or "", LOG_FILE)
+        with tempfile.TemporaryDirectory() as folder:  # a copy, because the log may grow while it is sent
+            copy = Path(folder, LOG_FILE)
+            copy_text(self._run, LOG_FILE, copy)
+            self._client.log_artifact(self._run_id, str(copy))
 
     def _send_evaluation_page(self) -> None:
         page = f"{EVALUATION}/index.html"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import LifecycleStage, Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.file_utils import ExclusiveFileLock
 
@@ -24,6 +25,7 @@ from seqtrack.errors import InputError
 from seqtrack.failures import explain
 from seqtrack.files import read_text
 from seqtrack.integrations.mirror_state import SECONDS_TO_OPEN
+from seqtrack.integrations.parent_run import parents_of_parts, read_parent, write_parent
 from seqtrack.integrations.store_uri import (
     EVALUATION,
     artifacts_beside,
@@ -34,6 +36,7 @@ from seqtrack.integrations.store_uri import (
 )
 from seqtrack.locations import filesystem_at
 from seqtrack.runs.evaluations import CheckpointScores
+from seqtrack.runs.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +98,8 @@ def open_store(config: Config) -> tuple[MlflowClient, str]:
     patience = SECONDS_FOR_TABLES if tracking_uri(config).lower().startswith("sqlite") else SECONDS_TO_OPEN
     try:
         return opened.result(patience)
+    except StoreError:
+        raise
     except Exception as error:
         reason = explain(error) if opened.done() else f"no answer within {patience:g} s"
         raise StoreError(f"{shown_store(config)} cannot be opened: {reason}") from error
@@ -106,42 +111,75 @@ def check_store(config: Config) -> None:
         open_store(config)
 
 
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """The run of an id; None if the store has none, or it was deleted there."""
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        return None
+    return None if run.info.lifecycle_stage == LifecycleStage.DELETED else run
+
+
 def find_experiment(client: MlflowClient, config: Config) -> str:
     """Id of the experiment: MLFLOW_EXPERIMENT_ID, or by MLFLOW_EXPERIMENT_NAME or the setting, made if need be."""
     if number := os.environ.get("MLFLOW_EXPERIMENT_ID", "").strip():
         return number
     _, name = named_experiment(config)
     experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        return experiment.experiment_id
-    try:
-        return client.create_experiment(name, artifact_location=artifacts_beside(tracking_uri(config)))
-    except MlflowException:
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            raise
-        return experiment.experiment_id  # another process made it meanwhile
+    if experiment is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifacts_beside(tracking_uri(config)))
+        except MlflowException:
+            experiment = client.get_experiment_by_name(name)  # another process may have made it meanwhile
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage == LifecycleStage.DELETED:
+        number = experiment.experiment_id
+        raise StoreError(
+            f"{shown_store(config)}: the experiment {name} was deleted there; "
+            f"`mlflow experiments restore --experiment-id {number}` brings it back, MLFLOW.EXPERIMENT names another"
+        )
+    return experiment.experiment_id
 
 
-def open_parent_run(config: Config) -> str | None:
-    """The MLflow run that holds the parts of the experiment RUN.NAME: of an earlier start of it, or a new one.
+def open_parent_run(config: Config, kind: Literal["reproduce", "sweep"]) -> str | None:
+    """The MLflow run that holds the parts of the experiment in the folder that RUN.NAME names.
 
-    None, with a warning, where MLflow does not make one. Raises StoreError instead if MLFLOW.REQUIRED is set.
+    That of an earlier start, whose id is in the folder, or a new one. None, with a warning, where MLflow does not make
+    one. Raises StoreError instead if MLFLOW.REQUIRED is set.
     """
     try:
         client, experiment = open_store(config)
-        mark = '"' if "'" in str(config.RUN.NAME) else "'"
-        ours = f"tags.experiment_of_parts = {mark}{config.RUN.NAME}{mark}"
-        found = client.search_runs([experiment], ours, max_results=1)
-        if found:
-            return found[0].info.run_id
-        tags = resolve_tags({"experiment_of_parts": str(config.RUN.NAME)})
-        return client.create_run(experiment, run_name=config.RUN.NAME, tags=tags).info.run_id
+        folder = RunFolder.of(config)
+        tags = {"experiment_of_parts": str(config.RUN.NAME), "parts_of": kind, "folder": folder.location}
+        known = read_parent(folder, kind)
+        found = None if known is None else find_run(client, known)
+        if found is None:
+            # One that began before its folder had the id. It may be shared, with another folder or kind of experiment:
+            # then it is the first's that goes on.
+            earlier = [find_run(client, one) for one in parents_of_parts(folder, kind)]
+            mine = [one for one in earlier if one is not None and tags.items() >= _claims(one).items()]
+            found = mine[0] if len(mine) == 1 else None
+        if found is None:
+            found = client.create_run(experiment, run_name=config.RUN.NAME, tags=resolve_tags(tags))
+        else:
+            client.log_batch(found.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            client.update_run(found.info.run_id, status="RUNNING")
+        if found.info.run_id != known:
+            write_parent(folder, kind, found.info.run_id)
+        return found.info.run_id
     except Exception as error:
         if config.MLFLOW.REQUIRED:
             raise StoreError(f"no MLflow run for {config.RUN.NAME} as a whole: {explain(error)}") from error
         logger.warning("no MLflow run for %s as a whole: %s", config.RUN.NAME, explain(error))
         return None
+
+
+def _claims(run: Run) -> dict[str, str]:
+    """What a parent run says of whose it is. Those of older versions say nothing."""
+    return {key: value for key, value in run.data.tags.items() if key in ("parts_of", "folder")}
 
 
 def close_parent_run(
@@ -166,7 +204,8 @@ def close_parent_run(
 def send_evaluations(client: MlflowClient, run_id: str, evaluations: Sequence[CheckpointScores]) -> None:
     """Adds the numbers of checkpoints to their run, at their steps, those that it does not have yet.
 
-    A metric is called BENCHMARK/PROTOCOL/measure. Raises what MLflow raises.
+    A number that another one replaces at its step gets a later time: of these MLflow shows the latest. A metric is
+    called BENCHMARK/PROTOCOL/measure. Raises what MLflow raises.
     """
     now = int(time.time() * 1000)
     found: dict[str, list[tuple[float, int]]] = {}
@@ -174,8 +213,10 @@ def send_evaluations(client: MlflowClient, run_id: str, evaluations: Sequence[Ch
         for name, value in one.measures.items():
             found.setdefault(f"{one.series}/{name}", []).append((value, one.step))
     for name, points in found.items():
-        known = {(one.value, one.step) for one in client.get_metric_history(run_id, name)}
-        new = [Metric(name, value, now, step) for value, step in points if (value, step) not in known]
+        there = sorted(client.get_metric_history(run_id, name), key=lambda one: one.timestamp)
+        shown = {one.step: one.value for one in there}
+        later = max(now, there[-1].timestamp + 1) if there else now
+        new = [Metric(name, value, later, step) for value, step in points if shown.get(step) != value]
         if new:
             client.log_batch(run_id, metrics=new)
 

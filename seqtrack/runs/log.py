@@ -6,86 +6,19 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Mapping
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TextIO, cast
 
 from pyarrow import ArrowException
 
 from seqtrack.runs.folder import RunFileError, RunFolder
+from seqtrack.runs.growing import GrowingFile, Tail, line_blocks, lines_from_end
 
 LOG_FILE = "train.log"
 METRICS_FILE = "metrics.jsonl"
-ANCHOR_BYTES = 256
-
-
-class GrowingFile:
-    """A text file in a run's folder that lines are appended to.
-
-    Object stores cannot append, so there `flush` writes the whole file again. Nothing is written once the folder is
-    another job's: the training finds that out, and ends, before its next checkpoint.
-    """
-
-    def __init__(self, run: RunFolder, name: str) -> None:
-        self._run, self._name = run, name
-        self._text = "" if run.local else run.read_text(name) or ""
-        self._written = len(self._text)
-
-    def append(self, line: str) -> None:
-        if self._run.local and self._run.lost() is not None:
-            return
-        if self._run.local:
-            with open(self._run.file(self._name), "a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        else:
-            self._text += line + "\n"
-
-    def flush(self) -> None:
-        if len(self._text) > self._written and self._run.lost() is None:
-            self._run.write(self._name, self._text)
-            self._written = len(self._text)
-
-
-class Tail:
-    """Reads the new lines of a growing file: each read begins where the last one ended."""
-
-    def __init__(self, run: RunFolder, name: str, from_end: bool = False) -> None:
-        """`from_end`: skip what the file holds now."""
-        self._run, self._path = run, run.file(name)
-        self._anchor = b""
-        """The last bytes before `_position`. If the file has other bytes there, it was rewritten."""
-        self._position = self._size() if from_end else 0
-
-    def read(self) -> tuple[list[str], bool]:
-        """The complete lines since the last read, and whether the file was rewritten, so that they are all its lines.
-
-        A line that is still being written is left for a later read. Raises OSError or ArrowException.
-        """
-        size = self._size()
-        if size == self._position:
-            return [], False
-        new = self._read_from(self._position - len(self._anchor)) if size > self._position else None
-        anew = new is None or not new.startswith(self._anchor)
-        if anew:
-            self._position, self._anchor = 0, b""
-            new = self._read_from(0)
-        assert new is not None
-        known = new[: new.rfind(b"\n") + 1]
-        lines = known[len(self._anchor) :]
-        if lines:
-            self._position += len(lines)
-            self._anchor = known[-ANCHOR_BYTES:]
-        return lines.decode(errors="replace").split("\n")[:-1], anew
-
-    def _read_from(self, start: int) -> bytes:
-        if self._run.local:
-            with open(self._path, "rb") as file:
-                file.seek(start)
-                return file.read()
-        with self._run.filesystem.open_input_stream(self._path) as file:  # seeking hangs in pyarrow's GCS client
-            return bytes(file.read()[start:])
-
-    def _size(self) -> int:
-        return self._run.filesystem.get_file_info(self._path).size or 0
+NOTHING: tuple[int, dict[str, float]] = 0, {"step": 0}
+"""What comes before the first record of a `metrics.jsonl`."""
 
 
 class RunLogHandler(logging.Handler):
@@ -114,20 +47,95 @@ class MetricsFile:
     """Appends records to `metrics.jsonl`: one JSON object per line, with `step`, `time` (ms) and metrics by name.
 
     A run that continues from `step` first removes the records that an interrupted start wrote after it, so that every
-    step appears once.
+    step appears once. It reads the file from its end, so a start takes as long as what is removed, however long the
+    file is. Each record's time is later than all before it, and than those that it replaces, whatever the clocks of
+    the machines say: so MLflow, which keeps what it was sent, can tell which of two points at a step is the run's.
     """
 
     def __init__(self, run: RunFolder, step: int) -> None:
-        kept = [record for record in read_metrics(run) if record["step"] <= step]
-        if kept or run.has(METRICS_FILE):
-            run.write(METRICS_FILE, "".join(json.dumps(record) + "\n" for record in kept))
+        """Raises RunFileError naming a line at the end of the file that is no record."""
         self._file = GrowingFile(run, METRICS_FILE)
+        kept, latest = 0, 0.0
+        for end, record in _records_from_end(self._file.place, run.file(METRICS_FILE)):
+            latest = max(latest, record.get("time", 0))
+            if record["step"] <= step:
+                kept = end
+                break
+        self._file.cut(kept)
+        self._latest = int(latest)
+        """Time of the latest record that the file has or had."""
 
     def add(self, record: Mapping[str, float]) -> None:
-        self._file.append(json.dumps(record))
+        self._latest = max(int(record["time"]), self._latest + 1)
+        self._file.append(json.dumps({**record, "time": self._latest}))
 
     def flush(self) -> None:
         self._file.flush()
+
+
+class NewRecords:
+    """Reads the records of `metrics.jsonl` that were written after a time, as they come."""
+
+    def __init__(self, run: RunFolder, time: float, begun: Callable[[float], None] = lambda step: None) -> None:
+        """`time`: in ms. `begun` is told where reading begins: the step of the last record before it, 0 if there is
+        none. It is told again when a restart removed records."""
+        self._run, self._begun = run, begun
+        self.time = time
+        """That of the last record that was read."""
+        self._tail = Tail(run, METRICS_FILE, self._begin)
+
+    def read(self) -> Iterator[list[dict[str, float]]]:
+        """The new records, in parts. Raises RunFileError, OSError or ArrowException."""
+        for lines in self._tail.read():
+            records = [parse_record(line, self._run.file(METRICS_FILE)) for line in lines]
+            self.time = records[-1].get("time", self.time)
+            yield records
+
+    def _begin(self) -> int:
+        """Bytes before the first record that is later than `time`."""
+        end, record = self._last_known() if self._run.local else self._last_known_of_stream()
+        self._begun(record["step"])
+        return end
+
+    def _last_known(self) -> tuple[int, dict[str, float]]:
+        """The last record that is not later than `time`, and the bytes up to its end."""
+        path = self._run.file(METRICS_FILE)
+        for end, record in _records_from_end(Path(path), path):
+            if record.get("time", 0) <= self.time:
+                return end, record
+        return NOTHING
+
+    def _last_known_of_stream(self) -> tuple[int, dict[str, float]]:
+        """The same, where a file can only be read from its beginning."""
+        path, (end, known) = self._run.file(METRICS_FILE), NOTHING
+        with self._run.filesystem.open_input_stream(path) as stream:
+            for block in line_blocks(stream):
+                last = parse_record(block[block[:-1].rfind(b"\n") + 1 :].decode(errors="replace"), path)
+                if last.get("time", 0) <= self.time:
+                    end, known = end + len(block), last
+                    continue
+                for line in block.split(b"\n"):
+                    record = parse_record(line.decode(errors="replace"), path)
+                    if record.get("time", 0) > self.time:
+                        return end, known
+                    end, known = end + len(line) + 1, record
+        return end, known
+
+
+def _records_from_end(place: Path, shown: str) -> Iterator[tuple[int, dict[str, float]]]:
+    """The records of a `metrics.jsonl` on this machine, the last one first, each with the bytes up to its end.
+
+    Raises RunFileError naming a line that is none; `shown`: how it names the file.
+    """
+    for later, (end, line) in enumerate(lines_from_end(place)):
+        try:
+            record = parse_record(line.decode(errors="replace"), shown)
+        except RunFileError:
+            with place.open("rb") as file:
+                number = sum(block.count(b"\n") for block in line_blocks(file)) - later
+            parse_record(line.decode(errors="replace"), f"{shown}, line {number}")
+            raise
+        yield end, record
 
 
 def read_metrics(run: RunFolder) -> list[dict[str, float]]:
@@ -148,9 +156,10 @@ def parse_record(line: str, where: str) -> dict[str, float]:
     except (ValueError, RecursionError):
         record = None
     numbers = record.values() if isinstance(record, dict) else ()
-    if not isinstance(record, dict) or "step" not in record or not all(type(one) in (int, float) for one in numbers):
+    known = isinstance(record, dict) and "step" in record and all(type(one) in (int, float) for one in numbers)
+    if not known or not all(abs(record.get(name, 0)) < 2**53 for name in ("step", "time")):
         raise RunFileError(f"{where}: is no record of a step: {line[:60]!r}")
-    return record
+    return cast("dict[str, float]", record)
 
 
 class LogFollower:
@@ -178,12 +187,15 @@ class LogFollower:
 
     def _show(self) -> None:
         try:
-            lines, _ = self._tail.read()
+            for lines in self._tail.read():
+                self._print("".join(line + "\n" for line in lines))
         except (OSError, ArrowException):  # the object store cannot be reached; the next look tries again
             return
-        if lines and self._out is not None:
+
+    def _print(self, text: str) -> None:
+        if self._out is not None:
             try:
-                self._out.write("".join(line + "\n" for line in lines))
+                self._out.write(text)
                 self._out.flush()
             except (OSError, ValueError):  # nobody reads on, or letters that the terminal lacks: the log has them
                 self._out = None

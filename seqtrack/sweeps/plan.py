@@ -17,7 +17,7 @@ from seqtrack.cluster.resources import Resources, cluster_resources, plan_resour
 from seqtrack.config import Config
 from seqtrack.data.triplets import TripletSource
 from seqtrack.sweeps.results import Trial
-from seqtrack.sweeps.settings import Params, Sweep, trial_name
+from seqtrack.sweeps.settings import Params, Sweep, trial_name, values_key
 from seqtrack.sweeps.trial import TrialSetting
 from seqtrack.training.state import TrainState
 from seqtrack.training.step import Batch, Objective, train_step
@@ -55,8 +55,12 @@ def plan_work(sweep: Sweep, earlier: Sequence[Trial]) -> Work:
     """What is left to do after earlier starts of the sweep, which began the trials `earlier`."""
     ended = {trial.name for trial in earlier if trial.ended}
     if sweep.search.type == "optuna":
-        return Work(sweep.trials, sweep.trials - len(ended), [])
-    listed = sweep.listed()
+        trials = max(sweep.draws, len(earlier))
+        return Work(trials, trials - len(ended), [])
+    begun = {values_key(trial.params): trial.params for trial in sorted(earlier, key=lambda trial: trial.ended)}
+    listed = [begun.get(values_key(params), params) for params in sweep.listed()]
+    # Those that were begun when the sweep had more trials are trained to their end, too.
+    listed += [trial.params for trial in earlier if not trial.ended and trial.params not in listed]
     # A scheduler must hear again how those that ended went; without one they need not be run.
     left = [params for params in listed if sweep.scheduler.type != "none" or trial_name(params) not in ended]
     return Work(len(listed), len(left), left)
@@ -96,6 +100,8 @@ def announce(setting: TrialSetting, plan: Plan, trials: int, earlier: Sequence[T
         f"Sweep {config.RUN.NAME} : {trials} trials of {epochs} epochs, {config.steps_per_epoch:,} steps each, "
         f"over {', '.join(sweep.parameters)}" + (f"; {ended} are done" if ended else "")
     )
+    if trials < sweep.asked:
+        yield f"{sweep.asked} trials were asked for, and the parameters have {trials} different combinations"
     gpus = f" and {cluster['GPU']:g} GPUs" if cluster["GPU"] else ""
     yield (
         f"The cluster's {cluster['CPU']:g} CPUs{gpus} hold {plan.held} at a time; {plan.concurrency} will run at a "

@@ -103,7 +103,7 @@ def _run(config: Config, sweep: Sweep, say: Callable[[str], None], lease: Lease,
         try:
             for line in announce(setting, plan, work.trials, earlier):
                 say(line)
-            parent = open_parent_run(config)
+            parent = open_parent_run(config, "sweep")
             observer = Observer(setting, data.mixture, parent, plan, work, stop, running, say)
             if work.left > 0:
                 make_tuner(setting, plan, work, earlier, observer).fit()

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -52,6 +52,8 @@ NOT_SWEPT = (
     "DATA.SYNTHETIC.",
 )
 """Beginnings of the settings that all trials share: where they run and what they read."""
+MOST_DRAWS = 1000
+"""Draws that may be in vain one after the other; then what is left is looked for in order."""
 FALLING = ("loss", "grad_norm")
 """Metrics that are better when they are less."""
 
@@ -87,6 +89,17 @@ class Parameter(_Section):
     def examples(self) -> list[Any]:
         """The values to check: all of a list, or both ends of a range."""
         return self.grid or self.choice or list(self.uniform or self.loguniform or self.randint or ())
+
+    def size(self) -> float:
+        """How many different values there are; infinity for a range of real numbers."""
+        if values := self.grid or self.choice:
+            return len({values_key(value) for value in values})
+        return math.inf if self.randint is None else self.randint[1] - self.randint[0] + 1
+
+    def all(self) -> Sequence[Any]:
+        """Every value. Not for a range of real numbers."""
+        low, high = self.randint or (0, -1)
+        return self.grid or self.choice or range(low, high + 1)
 
     def draw(self, random: np.random.RandomState) -> Any:
         """A value, drawn with `random`. Not for a grid."""
@@ -132,7 +145,8 @@ class Sweep(_Section):
     mode: Literal["max", "min"] | None = None
     """Unset: `min` for loss and grad_norm, `max` for the others."""
     trials: PositiveInt = 1
-    """How many times values are drawn. Each draw is trained with every combination of the grids."""
+    """How many different draws there are; fewer if the parameters have fewer combinations. Each draw is trained with
+    every combination of the grids."""
     scheduler: Scheduler = Scheduler()
     search: Search = Search()
     concurrency: PositiveInt | None = None
@@ -170,20 +184,48 @@ class Sweep(_Section):
         """The most epochs that a trial may have."""
         return min(config.TRAIN.EPOCH, math.ceil(self.stop.get("epoch", config.TRAIN.EPOCH)))
 
+    @property
+    def drawn(self) -> dict[str, Parameter]:
+        """The parameters that are no grids."""
+        return {key: parameter for key, parameter in self.parameters.items() if parameter.grid is None}
+
+    @property
+    def draws(self) -> int:
+        """How many different draws there are to be."""
+        return int(min(self.trials, math.prod(parameter.size() for parameter in self.drawn.values())))
+
+    @property
+    def asked(self) -> int:
+        """How many trials the file asks for, some of which may have equal values."""
+        return self.trials * math.prod(len(parameter.grid or [0]) for parameter in self.parameters.values())
+
+    def draw_new(self, random: np.random.RandomState, taken: Container[str]) -> Params | None:
+        """A draw that is none of `taken`, which are keys (`values_key`); None if none is left.
+
+        With the same seed, equal values train to the same bits, so a draw that was there before is drawn anew.
+        """
+        for _ in range(MOST_DRAWS):
+            draw = {key: parameter.draw(random) for key, parameter in self.drawn.items()}
+            if values_key(draw) not in taken:
+                return draw
+        if any(math.isinf(parameter.size()) for parameter in self.drawn.values()):
+            return None  # a range that has hardly any numbers
+        combinations = itertools.product(*(parameter.all() for parameter in self.drawn.values()))
+        left = (dict(zip(self.drawn, values, strict=True)) for values in combinations)
+        return next((draw for draw in left if values_key(draw) not in taken), None)
+
     def listed(self) -> list[Params]:
-        """Every trial of a sweep with search `random`: the same list each time."""
-        random = np.random.RandomState(self.search.seed)
+        """Every trial of a sweep with search `random`, each once: the same list each time."""
+        random, draws = np.random.RandomState(self.search.seed), dict[str, Params]()
+        while len(draws) < self.draws and (draw := self.draw_new(random, draws)) is not None:
+            draws[values_key(draw)] = draw
         grids = {key: parameter.grid for key, parameter in self.parameters.items() if parameter.grid is not None}
-        draws = [
-            {key: parameter.draw(random) for key, parameter in self.parameters.items() if key not in grids}
-            for _ in range(self.trials)
-        ]
-        found = {
-            trial_name(params): params
-            for draw, values in itertools.product(draws, itertools.product(*grids.values()))
-            for params in [{key: (draw | dict(zip(grids, values, strict=True)))[key] for key in self.parameters}]
-        }
-        return list(found.values())  # what was drawn twice is trained once
+        found: dict[str, Params] = {}
+        for draw, values in itertools.product(draws.values(), itertools.product(*grids.values())):
+            all_values = draw | dict(zip(grids, values, strict=True))
+            params = {key: all_values[key] for key in self.parameters}
+            found.setdefault(values_key(params), params)
+        return list(found.values())
 
     def check(self, config: Config, source: str) -> None:
         """Raises ConfigError naming the parameter that is no setting, or whose values the setting cannot have."""
@@ -196,7 +238,7 @@ class Sweep(_Section):
             names: dict[str, Any] = {}
             for value in parameter.examples():
                 config.with_settings({key: value}, f"{source}: parameters.{key}")
-                same = names.setdefault(trial_name({key: value}), value)
+                same = names.setdefault(trial_name({key: value}).casefold(), value)  # some disks do not tell A from a
                 if json.dumps(same) != json.dumps(value):
                     raise ConfigError(
                         f"{source}: parameters.{key}: {shown(same)} and {shown(value)} would share the folder "
@@ -240,6 +282,19 @@ def trial_name(params: Mapping[str, Any]) -> str:
         return name
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     return f"{name.encode()[: LONGEST_NAME - 11].decode(errors='ignore')}-{digest}"
+
+
+def values_key(values: Any) -> str:
+    """The same for equal values, also where one is written 1 and the other 1.0."""
+    return json.dumps(_as_whole(values), sort_keys=True)
+
+
+def _as_whole(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _as_whole(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_as_whole(value) for value in values]
+    return int(values) if isinstance(values, float) and values.is_integer() else values
 
 
 def _within(kind: Any, name: str) -> Any:

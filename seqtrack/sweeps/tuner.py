@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
-from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
 from seqtrack.config import Config
 from seqtrack.sweeps.observer import Observer, name_of
 from seqtrack.sweeps.plan import Plan, Work
 from seqtrack.sweeps.results import Trial
+from seqtrack.sweeps.search import DistinctOptuna
 from seqtrack.sweeps.settings import Parameter, Params, Sweep
 from seqtrack.sweeps.trial import TrialSetting, run_trial
 
@@ -71,9 +71,7 @@ def make_search(
     if sweep.search.type == "random":
         # It does not heed TuneConfig.max_concurrent_trials.
         return BasicVariantGenerator([dict(params) for params in listed], max_concurrent=concurrency)
-    unfinished = [trial.params for trial in earlier if not trial.ended]
-    seed = sweep.search.seed + len(earlier)
-    search = OptunaSearch(make_space(sweep), sweep.metric, sweep.direction, unfinished or None, seed=seed)
+    search = DistinctOptuna(sweep, make_space(sweep), earlier)
     for trial in earlier:
         if trial.ended and trial.history and sweep.metric in trial.history[-1]:
             search.add_evaluated_point(trial.params, trial.history[-1][sweep.metric])

@@ -6,7 +6,7 @@ import logging
 import shlex
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -72,8 +72,10 @@ def the_run(config: Config) -> tuple[MlflowClient, Run]:
 
 
 def history(config: Config, name: str) -> list[tuple[int, float]]:
+    """The points of a curve: of those at one step, the latest."""
     client, run = the_run(config)
-    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+    points = sorted(client.get_metric_history(run.info.run_id, name), key=lambda point: point.timestamp)
+    return sorted({point.step: point.value for point in points}.items())
 
 
 def artifacts(config: Config, folder: str | None = None) -> set[str]:
@@ -145,7 +147,7 @@ def test_a_look_reads_only_what_is_new(server: MlflowServer, tracked: Tracked, m
         parsed.append(line)
         return parse_record(line, where)
 
-    monkeypatch.setattr(mlflow, "parse_record", parse)
+    monkeypatch.setattr("seqtrack.runs.log.parse_record", parse)
 
     def parsed_by_looks(mirror: Mirror, looks: int = 3) -> int:
         parsed.clear()
@@ -155,13 +157,16 @@ def test_a_look_reads_only_what_is_new(server: MlflowServer, tracked: Tracked, m
 
     mirror = started(config, run)
     train(run, 0, 20)
-    assert parsed_by_looks(mirror) == 20
+    assert parsed_by_looks(mirror) == 20 + 20  # where to begin is searched from the end
     train(run, 20, 25)
     assert parsed_by_looks(mirror) == 5
-    train(run, 10, 30, time=1)  # the run went back to a checkpoint, and the file was written anew
-    assert parsed_by_looks(mirror) == 30
+    train(run, 10, 30)  # the run went back to a checkpoint, and the end of the file was written anew
+    assert parsed_by_looks(mirror) == 20 + 21
     assert parsed_by_looks(mirror) == 0
-    assert_history(config, 30)
+    train(run, 30, 31)
+    again = started(config, run)
+    assert parsed_by_looks(again) == 1 + 2, "what MLflow has is not read again"
+    assert_history(config, 31)
 
 
 def test_every_epoch_that_is_kept_has_a_picture_and_is_looked_for_until_then(
@@ -170,9 +175,9 @@ def test_every_epoch_that_is_kept_has_a_picture_and_is_looked_for_until_then(
     config, run = tracked(server.uri, **{"TRAIN.EPOCH": 3})
     listings: list[RunFolder] = []
 
-    def listed(run: RunFolder) -> list[str]:
+    def listed(run: RunFolder, known: Collection[str] = ()) -> list[str]:
         listings.append(run)
-        return whole_checkpoints(run)
+        return whole_checkpoints(run, known)
 
     monkeypatch.setattr(mlflow, "whole_checkpoints", listed)
     loops.train(config)
@@ -216,7 +221,7 @@ def test_a_damaged_record_is_named(server: MlflowServer, tracked: Tracked, line:
     mirror = started(config, run)
     with open(run.file(METRICS_FILE), "a") as file:
         file.write(f"{line}\n")
-    with pytest.raises(RunFileError, match=f"^{run.file(METRICS_FILE)}: is no record of a step"):
+    with pytest.raises(RunFileError, match=f"^{run.file(METRICS_FILE)}, line 2: is no record of a step"):
         mirror.sync()
 
 

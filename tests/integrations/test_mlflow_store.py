@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,8 @@ def test_names_from_the_environment_win(tracked: Tracked, tmp_path: Path, monkey
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     Mirror(config.with_settings({"MLFLOW.RUN_NAME": "named"}), run).sync()
-    parent = open_parent_run(config)
-    assert open_parent_run(config) == parent
+    parent = open_parent_run(config, "sweep")
+    assert open_parent_run(config, "sweep") == parent
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("mine")
     assert experiment is not None
@@ -53,9 +54,9 @@ def test_names_from_the_environment_win(tracked: Tracked, tmp_path: Path, monkey
 @pytest.mark.parametrize("name", ["it's", 'a "b"', "100% #1"])
 def test_an_experiment_of_parts_is_found_again_whatever_its_name(name: str, tracked: Tracked, tmp_path: Path) -> None:
     config, _ = tracked(empty_store(tmp_path), **{"RUN.NAME": name})
-    parent = open_parent_run(config)
+    parent = open_parent_run(config, "sweep")
     assert parent is not None
-    assert open_parent_run(config) == parent
+    assert open_parent_run(config, "sweep") == parent
 
 
 def scores(step: int, auc: float) -> CheckpointScores:
@@ -64,7 +65,7 @@ def scores(step: int, auc: float) -> CheckpointScores:
 
 def test_an_evaluation_that_is_repeated_stays_one_point_of_the_curve(tracked: Tracked, tmp_path: Path) -> None:
     config, _ = tracked(empty_store(tmp_path))
-    run = open_parent_run(config)
+    run = open_parent_run(config, "sweep")
     assert run is not None
     for step, auc in ((6, 10.5), (12, 20.25), (6, 10.5)):
         log_evaluation(config, run, [scores(step, auc)])
@@ -97,7 +98,7 @@ def test_an_experiment_of_parts_goes_on_without_mlflow_and_shows_no_password(
 ) -> None:
     config, run = tracked("sqlite:////nowhere/mlflow.db")
     with caplog.at_level(logging.WARNING, "seqtrack"):
-        assert open_parent_run(config) is None
+        assert open_parent_run(config, "sweep") is None
         close_parent_run(config, "any", Path(run.path), {}, "FINISHED")
     assert "no MLflow run for" in caplog.text and "MLflow did not take the report" in caplog.text
     assert cli.main(["deliver", run.location]) == 1
@@ -141,7 +142,7 @@ def test_a_store_that_cannot_be_opened_keeps_nothing_from_starting_unless_it_is_
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{uri}\n")
     config, run = tracked("sqlite:////nowhere/mlflow.db")
     with caplog.at_level(logging.WARNING, "seqtrack"):
-        assert open_parent_run(config) is None
+        assert open_parent_run(config, "sweep") is None
         close_parent_run(config, "any", Path(run.path), {}, "FINISHED")
         check_store(config)
         thread = MirrorThread(config, run, {})
@@ -150,7 +151,7 @@ def test_a_store_that_cannot_be_opened_keeps_nothing_from_starting_unless_it_is_
     assert f"no MLflow run for {config.RUN.NAME} as a whole: " in caplog.text and said in caplog.text
     assert "To deliver it: " in caplog.text
     required = config.with_settings({"MLFLOW.REQUIRED": True})
-    for start in (check_store, open_parent_run):
+    for start in (check_store, partial(open_parent_run, kind="sweep")):
         with pytest.raises(StoreError, match=re.escape(said)):
             start(required)
     assert cli.main(["deliver", run.location]) == 1
