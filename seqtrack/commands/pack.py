@@ -17,6 +17,7 @@ from functools import partial
 
 from seqtrack.commands.program import GOES_ON, ProgramError, add_set, add_settings, chosen_set
 from seqtrack.config import ConfigError, load_config
+from seqtrack.failures import explain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,5 +51,5 @@ def run(options: argparse.Namespace) -> int:
     try:
         pack(config, options.to, options.allow_missing, partial(print, flush=True), name, options.tiles)
     except (OSError, ArrowException, RayError) as error:
-        raise ProgramError(str(error)) from error
+        raise ProgramError(explain(error)) from error
     return 0
