@@ -70,13 +70,15 @@ def prepare(
     allow_changed: Collection[str] = (),
     data: Data | None = None,
     benchmarks: tuple[BenchmarkData, ...] | None = None,
+    weights: tuple[Weights, str] | None = None,
 ) -> PreparedRun:
     """Opens and checks all that a training needs. A run that has checkpoints is continued from the newest.
 
     `resume_from`: where a run without checkpoints starts. If it is a location (as `open_start` takes it), it is opened
     only for such a run: when the run is continued later, it may be gone. `allow_changed`: settings, packages or
     `dataset` that may differ from the checkpoint's. `data`: given if `config` is settled and its data are open, as for
-    the second phase of an experiment or the trials of a sweep; `benchmarks`: given if they are open. Raises InputError.
+    the second phase of an experiment or the trials of a sweep; `benchmarks`: given if they are open; `weights`: given
+    if they have been read (as by `starting_weights`). Raises InputError.
     """
     if data is None:
         config, data = open_experiment(config)
@@ -88,8 +90,8 @@ def prepare(
     else:
         start = open_start(resume_from) if isinstance(resume_from, str) else resume_from
     if start is None:
-        weights, source = starting_weights(config)
-        return PreparedRun(config, data, run, None, False, weights, source, frozenset(allow_changed), benchmarks)
+        read, source = weights or starting_weights(config)
+        return PreparedRun(config, data, run, None, False, read, source, frozenset(allow_changed), benchmarks)
     check_start(config, start, data.mixture.description, allow_changed, finished_is_fine=own is not None)
     return PreparedRun(config, data, run, start, own is not None, {}, start.path, frozenset(allow_changed), benchmarks)
 

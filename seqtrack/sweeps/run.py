@@ -12,8 +12,10 @@ from pathlib import Path
 
 import ray
 
+from seqtrack import interruption
 from seqtrack.cluster.connect import join_cluster
 from seqtrack.cluster.resources import cluster_resources
+from seqtrack.cluster.secrets import HUB_TOKENS
 from seqtrack.cluster.stop import StopOnSignal
 from seqtrack.config import Config
 from seqtrack.environment import command
@@ -23,6 +25,7 @@ from seqtrack.experiments.prepare import open_experiment
 from seqtrack.integrations.mlflow_store import close_parent_run, open_parent_run
 from seqtrack.integrations.store_uri import with_one_store
 from seqtrack.locations import child
+from seqtrack.model.weights import Weights, starting_weights
 from seqtrack.runs.folder import RunFolder, open_run, write_settings
 from seqtrack.sweeps.observer import Observer, interrupt_when_ended
 from seqtrack.sweeps.plan import announce, plan_trials, plan_work
@@ -55,7 +58,10 @@ def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) 
     check_same_sweep(sweep, folder)
     earlier = read_trials(folder)
     work = plan_work(sweep, earlier)
-    join_cluster()
+    begin_new_ones = work.left > sum(not trial.ended for trial in earlier)
+    weights = shared_weights(config, sweep) if begin_new_ones else None
+    # Trials that read weights by themselves may need the Hub's token for it.
+    join_cluster(keep=HUB_TOKENS if weights is None else ())
     plan = plan_trials(config, sweep, cluster_resources())
     write_settings(plan.config, folder)
     folder.write(SWEEP_FILE, sweep.to_json())
@@ -64,7 +70,16 @@ def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) 
     running: set[str] = set()
     # Only now, since Ray handles SIGTERM itself when it joins.
     with StopOnSignal(signal.SIGTERM, then=lambda: interrupt_when_ended(running)) as stop:
-        setting = TrialSetting(config, sweep, folder, ray.put(data.mixture), benchmarks, plan.resources, stop.request)
+        setting = TrialSetting(
+            config,
+            sweep,
+            folder,
+            ray.put(data.mixture),
+            benchmarks,
+            plan.resources,
+            stop.request,
+            ray.put(weights) if weights is not None else None,
+        )
         try:
             for line in announce(setting, plan, work.trials, earlier):
                 say(line)
@@ -76,7 +91,7 @@ def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) 
             trials = read_trials(folder)
             say(f"\n{publish_summary(setting, trials, parent)}")
         except KeyboardInterrupt:
-            raise Stopped(stop.received or signal.SIGINT) from None
+            raise interruption.reason() or Stopped(stop.received or signal.SIGINT) from None
 
     failed = [trial for trial in trials if trial.note.status == "failed"]
     for trial in failed:
@@ -86,6 +101,16 @@ def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) 
     for line in where_results_are(trials, folder):
         say(line)
     return 1 if failed else 0
+
+
+def shared_weights(config: Config, sweep: Sweep) -> tuple[Weights, str] | None:
+    """The weights that all new trials start from, read once and by the job, which may have a token for the Hub.
+
+    None where trials may differ in them. Raises WeightsError.
+    """
+    if any(key.startswith(("MODEL.", "DATA.")) for key in sweep.parameters):
+        return None
+    return starting_weights(config)
 
 
 def publish_summary(setting: TrialSetting, trials: Sequence[Trial], parent: str | None) -> str:

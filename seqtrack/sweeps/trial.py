@@ -7,9 +7,11 @@ from functools import partial
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from seqtrack.cluster.resources import Resources, Share
+from seqtrack.cluster.stop import is_stop_requested
 from seqtrack.config import Config
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.open import Data
@@ -19,6 +21,7 @@ from seqtrack.experiments.evaluate_run import RunEvaluation
 from seqtrack.experiments.evaluators import plan_within
 from seqtrack.experiments.prepare import PreparedRun, log_start, prepare
 from seqtrack.integrations.mirror_state import await_mlflow_run
+from seqtrack.model.weights import Weights
 from seqtrack.runs.evaluations import CheckpointScores, forget_later
 from seqtrack.runs.folder import RunFolder, write_settings
 from seqtrack.sweeps.epoch_reports import EpochReports
@@ -48,6 +51,8 @@ class TrialSetting:
     resources: Resources
     stop: ray.actor.ActorHandle
     """The StopRequest of all trials."""
+    weights_ref: ray.ObjectRef[tuple[Weights, str]] | None
+    """The weights that new trials start from, and their source; None where trials differ in them."""
 
     def trial_folder(self, params: Params) -> RunFolder:
         return self.folder.child(TRIALS).child(trial_name(params))
@@ -69,14 +74,14 @@ def run_trial(params: Params, setting: TrialSetting) -> None:
     for epoch in trial.history:
         if setting.sweep.metric in epoch:
             tune.report(dict(epoch))
-    if trial.ended or is_complete(trial, config, setting.sweep) or ray.get(setting.stop.is_requested.remote()):
+    if trial.ended or is_complete(trial, config, setting.sweep) or is_stop_requested(setting.stop):
         return
     write_note(folder, replace(note, status="unfinished", reason=""))
     try:
         ended = _train(config, setting)
         if ended.error is not None:
             raise ended.error
-    except (HopelessError, InputError, TrainingFailedError, TrialFailed) as error:
+    except (HopelessError, InputError, RayError, TrainingFailedError, TrialFailed) as error:
         reason, hopeless = explain_failure(error), isinstance(error, HopelessError)
         write_note(folder, replace(note, status="failed", reason=reason, hopeless=hopeless))
         raise TrialFailed(reason) from error
@@ -90,7 +95,9 @@ def is_complete(trial: Trial, config: Config, sweep: Sweep) -> bool:
 
 
 def _train(config: Config, setting: TrialSetting) -> Ended:
-    prepared = prepare(config, data=Data(ray.get(setting.mixture_ref)), benchmarks=setting.benchmarks)
+    data, shared = Data(ray.get(setting.mixture_ref)), setting.weights_ref
+    weights = None if shared is None else ray.get(shared)
+    prepared = prepare(config, data=data, benchmarks=setting.benchmarks, weights=weights)
     write_settings(config, prepared.run)
     # The trial ends itself at the sweep's last epoch. Ray Tune would kill it, and not always clean up what it killed.
     prepared = replace(prepared, config=config.with_settings({"TRAIN.EPOCH": setting.sweep.epochs(config)}))
@@ -113,7 +120,7 @@ def _train(config: Config, setting: TrialSetting) -> Ended:
             evaluation.start()
         ended: Ended = build_trainer(job, setting.resources, [] if by_auc else [EpochReports()]).fit().return_value
         if evaluation is not None and ended.error is None and not ended.stopped:
-            measured = evaluation.finish(lambda: ray.get(setting.stop.is_requested.remote()))
+            measured = evaluation.finish(lambda: is_stop_requested(setting.stop))
             known = is_complete(read_trial(prepared.run, TrialNote({})), config, setting.sweep)
             if by_auc and not measured and not known and evaluation.problem:
                 raise TrialFailed(f"its AUC is not known: {evaluation.problem}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,13 @@ import pyarrow as pa
 import pytest
 import torch
 
+from seqtrack.config import Config, parse_config
 from seqtrack.errors import InputError
 from seqtrack.integrations import mirror_state
 from seqtrack.integrations.mirror_state import MIRROR_FILE, MirrorState, await_mlflow_run
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, checkpoint_name, write_checkpoint
 from seqtrack.runs.folder import RunFileError, RunFolder
+from seqtrack.sweeps import run
 from seqtrack.sweeps.plan import plan_work
 from seqtrack.sweeps.results import (
     SWEEP_FILE,
@@ -205,3 +208,35 @@ def test_a_trial_does_not_wait_for_ever_for_a_server_that_is_away(folder: RunFol
     folder.create()
     folder.write_json(MIRROR_FILE, {"run_id": None, "status": "RUNNING"})
     assert await_mlflow_run(folder, patience=0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "shared"),
+    [("SEED", True), ("TRAIN.LR", True), ("MODEL.DECODER.DEC_LAYERS", False), ("MODEL.WEIGHTS", False)],
+)
+def test_the_job_reads_the_starting_weights_of_all_trials_unless_they_differ_and_only_then_trials_get_the_hubs_token(
+    lasot_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, shared: bool
+) -> None:
+    class Joined(Exception):
+        pass
+
+    kept: list[str] = []
+
+    def join(keep: Sequence[str] = ()) -> None:
+        kept.extend(keep)
+        raise Joined
+
+    read: list[Config] = []
+    monkeypatch.setattr(run, "join_cluster", join)
+
+    def read_weights(config: Config) -> tuple[dict[str, torch.Tensor], str]:
+        read.append(config)
+        return {}, "the Hub"
+
+    monkeypatch.setattr(run, "starting_weights", read_weights)
+    config = parse_config(make_tiny_settings(lasot_root, tmp_path), "tiny").with_settings({"RUN.NAME": "sweep"})
+    sweep = Sweep.model_validate({"parameters": {key: {"choice": [1, 2]}}, "trials": 2})
+    with pytest.raises(Joined):
+        run.run(config, sweep)
+    assert len(read) == (1 if shared else 0)
+    assert ("HF_TOKEN" in kept) == (not shared)
