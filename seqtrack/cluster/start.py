@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import signal
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,12 +145,14 @@ def _environment(starts: bool, seconds: float, keep: Collection[str]) -> Mapping
     if LOOPBACK_VARIABLE not in os.environ:
         changed[LOOPBACK_VARIABLE] = "0"
         # The workers of a training talk to each other on the same interface.
-        changed |= {"GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo")} if _linux() else {}
+        changed["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", _loopback_interface())
     return changed | dict.fromkeys(secrets_of(os.environ, keep))
 
 
-def _linux() -> bool:
-    return sys.platform == "linux"
+def _loopback_interface() -> str | None:
+    """Its name: `lo` on Linux."""
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, ours in interfaces if any(one.address == "127.0.0.1" for one in ours)), None)
 
 
 @contextmanager
