@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from seqtrack import cli
+from seqtrack.commands.program import run_as_process
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -12,4 +13,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_process(main)

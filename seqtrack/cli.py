@@ -31,7 +31,7 @@ from seqtrack.commands import (
     train,
     vot,
 )
-from seqtrack.commands.program import TRACEBACK_VARIABLE, prepare_output, run_program
+from seqtrack.commands.program import TRACEBACK_VARIABLE, prepare_output, run_as_process, run_program
 from seqtrack.environment import command
 
 PROGRAMS = {
@@ -56,10 +56,15 @@ PROGRAMS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `PROGRAM ARGUMENT …` and returns its exit code. Raises SystemExit for help and for wrong arguments."""
+    """Runs `PROGRAM ARGUMENT …` and returns its exit code. Raises SystemExit for help and for wrong arguments.
+
+    Without `arguments`, those of the process are taken, which then ends with the program.
+    """
+    if arguments is None:
+        run_as_process(partial(main, sys.argv[1:]))
     prepare_output()
     parser, programs = make_parsers()
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    name, *rest = arguments or ["--help"]
     if name not in programs:
         parser.parse_args([name, *rest])
         return 0

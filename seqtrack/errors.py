@@ -15,6 +15,10 @@ class InputError(ValueError):
     """
 
 
+class ProgramError(Exception):
+    """A program failed, and not because of its input. Programs print it without a traceback and exit with 1."""
+
+
 class Stopped(Exception):
     """A run or sweep was asked to stop before its end. It can be continued later."""
 

@@ -31,6 +31,8 @@ _CARRIERS = {
     **dict.fromkeys(("MaxRetryError", "ConnectionError", "NewConnectionError", "NameResolutionError"), "__context__"),
 }
 """Name of a type that only carries another error, which says more -> the attribute that has it."""
+_TIMED_OUT = re.compile(r"timed out|timeout was reached|no answer within", re.IGNORECASE)
+"""What the text of errors has that have no type of their own for it, such as those of object stores."""
 _CARRYING = "failed with exception"
 """What the text of MLflow's errors has that only carry another one."""
 _SECRETS = r"(?<=://)(?:[^:/\s]*:\S*@|[^/\s]*@)|(?<=Bearer )[^'\"]+|(?<=Basic )[^'\"]+"
@@ -49,9 +51,30 @@ def explain(error: BaseException) -> str:
         return f"the Python package {telling.name} is not installed"
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(telling))
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    if actor := re.search(r"^\s*class_name: (\S+)$", text, re.MULTILINE):  # Ray says only below which process it lost
+        line = f"{line.rstrip('.')} ({actor[1]})"
     kind = type(telling).__name__
     said = line if line and isinstance(telling, (OSError, ValueError)) else f"{kind}: {line}" if line else kind
     return without_passwords(said if len(said) <= MOST else f"{said[: MOST - 2]} …")
+
+
+def is_of_ray(error: BaseException) -> bool:
+    """Whether Ray itself failed: a process, a node or the cluster was lost. Not an error of a task that Ray carries."""
+    names = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.partition(".")[0] == "ray"}
+    return bool(names) and "RayTaskError" not in names
+
+
+def is_no_answer(error: BaseException) -> bool:
+    """Whether an error, or its cause, says no more than that something took too long, by whatever library's limit."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        kinds = {kind.__name__ for kind in type(current).__mro__}
+        if any("Timeout" in kind or kind == "NoAnswer" for kind in kinds) or _TIMED_OUT.search(str(current)):
+            return True
+        current = current.__cause__ or current.__context__
+    return False
 
 
 def without_passwords(text: str) -> str:

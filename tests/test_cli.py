@@ -6,15 +6,21 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.exceptions
 
+from seqtrack import interruption
 from seqtrack.cli import PROGRAMS, main
+from seqtrack.cluster.watch import HeadLost
 from seqtrack.commands.program import TO_GO_ON, ProgramError, run_program
 from seqtrack.config import Config, ConfigError, load_config, recipe_names, setting_docs
 from seqtrack.environment import command
@@ -161,6 +167,105 @@ def test_all_programs_end_in_one_way(
 ) -> None:
     assert run_program(program, TO_GO_ON.format(command="again")) == code
     assert capsys.readouterr() == (out, err)
+
+
+def noted(error: BaseException) -> BaseException:
+    error.add_note("To go on: as RUN.NAME=x")
+    return error
+
+
+OF_RAY = [
+    ray.exceptions.RaySystemError("the raylet died"),
+    ray.exceptions.ActorDiedError(),
+    ray.exceptions.NodeDiedError("gone"),
+    ray.exceptions.ObjectLostError("ab", None, ""),
+    ray.exceptions.RpcError("socket closed", 14),
+    ray.exceptions.OutOfMemoryError("of the node"),
+]
+
+
+@pytest.mark.parametrize("error", OF_RAY, ids=lambda error: type(error).__name__)
+def test_a_failure_of_ray_is_a_line_and_how_to_go_on(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_program(end(error), "To go on: again") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and said[1] == "To go on: again"
+    assert said[0].startswith(f"error: {type(error).__name__}: ") and "report" not in said[0]
+
+
+def test_the_process_that_ray_lost_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    class ActorDiedError(ray.exceptions.RayActorError):
+        def __str__(self) -> str:
+            return "The actor died unexpectedly before finishing this task.\n\tclass_name: TrainController\n\tpid: 4"
+
+    assert run_program(end(ActorDiedError())) == 1
+    expected = "error: ActorDiedError: The actor died unexpectedly before finishing this task (TrainController)\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(28, "No space left on device"), 1),
+        (ray.exceptions.ActorDiedError(), 1),
+        (ProgramError("x"), 1),
+        (KeyboardInterrupt(), 130),
+        (Stopped(15), 143),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_an_error_says_on_how_to_go_on_counts_more_than_what_was_known_at_the_start(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_program(end(noted(error)), "To go on: again") == code
+    out, err = capsys.readouterr()
+    assert "To go on: as RUN.NAME=x\n" in out + err and "again" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ray.exceptions.ActorDiedError(), 1),
+        (ray.exceptions.RaySystemError("x"), 1),
+        (HeadLost("Ray's head is gone"), 1),
+        (OSError(5, "Input/output error"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_ends_a_training_it_says_how_to_go_on_with_the_name_that_the_run_got(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(experiment, "run_training", fail)
+    assert main(["train", "--config", "demo", "TRAIN.LR=0.5"]) == code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"To go on: .* --config demo TRAIN.LR=0.5 RUN.NAME=demo-\d{8}-\d{6}", last)
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+def test_the_main_thread_can_be_interrupted_for_a_reason(swallows: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray, among others, raises a KeyboardInterrupt of its own for any that comes."""
+
+    def program() -> int:
+        interruption.listen()
+        threading.Thread(target=interruption.interrupt_main_thread, args=(ProgramError("the head is gone"),)).start()
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            if swallows:
+                raise KeyboardInterrupt from None
+            raise
+        return 0
+
+    before = signal.getsignal(interruption.WAKES)
+    try:
+        assert run_program(program, "To go on: again") == 1
+    finally:
+        signal.signal(interruption.WAKES, before)
+    assert capsys.readouterr().err == "error: the head is gone\nTo go on: again\n"
+    assert run_program(end(KeyboardInterrupt())) == 130, "the reason was that of an earlier program"
 
 
 JOB = json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}, "runtime_env": {}})

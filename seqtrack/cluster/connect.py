@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import grpc
@@ -15,7 +16,8 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
-from seqtrack.cluster.resources import usable_cpus
+from seqtrack.cluster.start import StartError, init_ray
+from seqtrack.cluster.watch import HeadWatch
 from seqtrack.config import ConfigError
 from seqtrack.environment import submission
 from seqtrack.failures import explain
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 SECONDS_TO_ANSWER = 10.0
 """A cluster that does not answer within this time is not there."""
 _TOKEN_NEEDED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-_NOT_RAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
+_NOT_RAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED)
 """What is heard from a server that is no head of a cluster."""
 SECONDS_FOR_A_CHECKPOINT = 20.0
 """Time that a job should have between a stop request and being killed, so that it can write a checkpoint."""
@@ -36,28 +38,30 @@ LEAST_TEMPORARY = 64 * 2**20
 """Bytes that must be free in Ray's temporary folder. Without them its processes die, and Ray waits for them."""
 
 
-def join_cluster() -> None:
-    """Joins the cluster at RAY_ADDRESS or one on this machine, or starts one. Raises ConfigError."""
+class NoAnswer(StartError):
+    """Whether there is a cluster is not known, since nothing was heard in time."""
+
+
+def join_cluster(keep: Collection[str] = ()) -> None:
+    """Joins the cluster at RAY_ADDRESS or one on this machine, or starts one. Raises ConfigError or StartError.
+
+    `keep`: names of secrets in the environment that the processes of a Ray that is started need.
+    """
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS", "").strip()
     if host_and_port(address) is not None:
         logger.warning("Looking for Ray at RAY_ADDRESS %s, for at most %g s …", address, 2 * SECONDS_TO_ANSWER)
     check_address(address)
-    forget_dead_cluster()
+    if address != "local":
+        forget_dead_cluster()
     starts = starts_here(address)
     if starts:
         check_temporary_folder()
         say_neighbours()
     shared = shared_memory()
-    try:
-        # Workers write to train.log, which the console shows. Their raw output is in Ray's own logs; only what a node
-        # reports of itself is printed by Ray, in lines that begin with "(raylet)".
-        ray.init(
-            num_cpus=max(1, int(usable_cpus())) if starts else None, log_to_driver=False, logging_level=logging.ERROR
-        )
-    except Exception as error:  # Ray passes on whatever its parts raise
-        raise ConfigError(explain_no_cluster(error, address)) from error
+    init_ray(address, starts, keep)
+    HeadWatch.start(own=starts)
     store = ray.cluster_resources().get("object_store_memory", 0.0)
     if starts and shared is not None and shared < store:
         logger.warning(
@@ -101,9 +105,18 @@ def host_and_port(address: str) -> tuple[str, int] | None:
 
 
 def check_address(address: str) -> None:
-    """Raises ConfigError if no Ray cluster can be joined at RAY_ADDRESS, which Ray itself would try for minutes."""
+    """Raises ConfigError if no Ray cluster can be joined at RAY_ADDRESS, which Ray itself would try for minutes.
+
+    Raises NoAnswer where that is not known: the head of a busy cluster may be slow.
+    """
     named = host_and_port(address)
-    reason = None if named is None else why_no_cluster(*named)
+    try:
+        reason = None if named is None else why_no_cluster(*named)
+    except NoAnswer as error:
+        raise NoAnswer(
+            f"RAY_ADDRESS {address}: {error}; the cluster's head may be busy or behind a firewall, or another program "
+            "listens there"
+        ) from error
     if reason is not None:
         raise ConfigError(
             f"RAY_ADDRESS {address}: no Ray cluster can be joined there ({reason}); without RAY_ADDRESS this machine "
@@ -112,9 +125,12 @@ def check_address(address: str) -> None:
 
 
 def why_no_cluster(host: str, port: int) -> str | None:
-    """Why no Ray cluster can be reached there; None if one answers."""
+    """Why no Ray cluster can be reached there; None if one answers. Raises NoAnswer where that takes too long."""
+    slow = f"no answer within {SECONDS_TO_ANSWER:g} s"
     try:
         socket.create_connection((host.strip("[]"), port), timeout=SECONDS_TO_ANSWER).close()
+    except TimeoutError as error:
+        raise NoAnswer(slow) from error
     except (OSError, OverflowError) as error:
         return explain(error)
     # Something listens. Whether it is the head of a cluster shows in its answer to what every node asks first.
@@ -122,6 +138,8 @@ def why_no_cluster(host: str, port: int) -> str | None:
         with init_grpc_channel(f"{host}:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
             NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=SECONDS_TO_ANSWER)
     except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise NoAnswer(slow) from error
         if error.code() in _TOKEN_NEEDED:
             return ASKS_FOR_TOKEN
         if error.code() in _NOT_RAY:
@@ -172,32 +190,27 @@ def say_neighbours() -> None:
         )
 
 
-def explain_no_cluster(error: Exception, address: str) -> str:
-    """What to say where Ray cannot be started or joined."""
-    reason = explain(error)
-    if address and address != "local":
-        return f"RAY_ADDRESS {address}: cannot be joined: {reason}"
-    if isinstance(error, OSError) and str(error.filename).startswith(str(Path.home())):
-        return f"Ray cannot be started: {reason} (Ray keeps a token in the home folder; HOME=… names another one)"
-    if isinstance(error, OSError):
-        return f"Ray cannot be started: {reason} (RAY_TMPDIR names another folder for its files)"
-    if "/dev/shm" in str(error):
-        return f"Ray cannot be started: {reason} (a larger /dev/shm: docker run --shm-size=…)"
-    return f"Ray cannot be started: {reason}"
-
-
 def cluster_here() -> str | None:
-    """Address of the cluster that `ray start` noted on this machine; None if there is none, or no longer."""
+    """Address of the cluster that `ray start` noted on this machine; None if there is none, or no longer.
+
+    Raises NoAnswer where that is not known.
+    """
     noted = str(ray._private.utils.read_ray_address() or "")
     host, _, port = noted.rpartition(":")
-    alive = bool(host) and port.isdigit() and why_no_cluster(host, int(port)) in (None, ASKS_FOR_TOKEN)
+    try:
+        alive = bool(host) and port.isdigit() and why_no_cluster(host, int(port)) in (None, ASKS_FOR_TOKEN)
+    except NoAnswer as error:
+        raise NoAnswer(
+            f"the Ray cluster of this machine, {noted}: {error} (RAY_ADDRESS=local starts another one, for this "
+            "program alone)"
+        ) from error
     return noted if alive else None
 
 
 def forget_dead_cluster() -> None:
-    """Removes Ray's note of a cluster on this machine that was killed, as `ray stop` does. Raises ConfigError.
+    """Removes Ray's note of a cluster on this machine that was killed, as `ray stop` does.
 
-    Ray trusts the note, and would wait minutes for a cluster that no longer exists.
+    Ray trusts the note, and would wait minutes for a cluster that no longer exists. Raises ConfigError, NoAnswer.
     """
     note = Path(ray._private.utils.get_ray_address_file(None))
     try:

@@ -1,7 +1,8 @@
 """Check what a run would need.
 
 Looks at Python, packages, CPUs, memory, disk, GPUs, Ray, MLflow, the Hub and the data, starts nothing and writes
-nothing. The exit code is 1 if a run with these settings could not start. Without settings, only the machine is checked.
+nothing. The exit code is 1 if a run with these settings could not start (NO), or if that is not known, since something
+did not answer in time (?). Without settings, only the machine is checked.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from seqtrack.config import load_config
 
 GREEN, RED, YELLOW, DIM = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[2m"
 MARKS = {True: "ok", False: "NO", None: "-"}
+NOT_KNOWN = "?"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,11 +30,11 @@ def run(options: argparse.Namespace) -> int:
 
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     fits = True
-    for name, fit, said, mend in examine(config, bool(options.config or options.overrides)):
-        mark = f"{MARKS[fit]:2}"
-        colour = {True: GREEN, False: RED, None: YELLOW if mend else DIM}[fit]
+    for name, fit, said, mend, answered in examine(config, bool(options.config or options.overrides)):
+        mark = f"{MARKS[fit] if answered else NOT_KNOWN:2}"
+        colour = {True: GREEN, False: RED, None: YELLOW if mend or not answered else DIM}[fit]
         print(f"{colour}{mark}\x1b[0m" if coloured else mark, f"{name:14}", said, flush=True)
         if mend:
             print(f"   {'':14} -> {mend}")
-        fits = fits and fit is not False
+        fits = fits and fit is not False and answered
     return 0 if fits else 1

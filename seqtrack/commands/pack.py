@@ -17,6 +17,7 @@ from functools import partial
 
 from seqtrack.commands.program import GOES_ON, ProgramError, add_set, add_settings, add_take_over, chosen_set
 from seqtrack.config import ConfigError, load_config
+from seqtrack.failures import explain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,5 +53,5 @@ def run(options: argparse.Namespace) -> int:
         say = partial(print, flush=True)
         pack(config, options.to, options.allow_missing, say, name, options.tiles, options.take_over)
     except (OSError, ArrowException, RayError) as error:
-        raise ProgramError(str(error)) from error
+        raise ProgramError(explain(error)) from error
     return 0

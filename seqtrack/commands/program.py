@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import io
+import logging
 import os
 import select
 import shlex
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
 
+from seqtrack import interruption
 from seqtrack.config import Config, ConfigError, check_supported, load_config, recipe_names
 from seqtrack.config.supported import SETS
-from seqtrack.errors import InputError, LeaseLostError, Stopped, did_you_mean
-from seqtrack.failures import explain
+from seqtrack.errors import InputError, LeaseLostError, ProgramError, Stopped, did_you_mean
+from seqtrack.failures import explain, is_of_ray
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -34,42 +39,52 @@ TRACEBACK_VARIABLE = "SEQTRACK_TRACEBACK"
 """Environment variable that, like `--traceback`, shows where an error came from."""
 
 
-class ProgramError(Exception):
-    """A program failed, and not because of its input. Programs print it without a traceback and exit with 1."""
-
-
 def run_program(program: Callable[[], int], to_go_on: str | None = None, with_traceback: bool = False) -> int:
     """Runs a program and returns its exit code, however it ends.
 
     2: its input was wrong. 1: it failed. 128 + n: signal n stopped it; Ctrl-C is 130. `to_go_on` says how to go on
-    where it failed or was stopped. An error that nobody expected is one line too; its traceback goes into a file.
-    `with_traceback`: show the traceback of every error before its line.
+    where it failed or was stopped; an error's notes say it better. An error that nobody expected is one line too; its
+    traceback goes into a file. `with_traceback`: show the traceback of every error before its line.
     """
+    interruption.forget()
     try:
-        return program()
-    except InputError as error:
-        _show_traceback(with_traceback)
+        with interruption.stopping_on_sigterm():
+            return program()
+    except KeyboardInterrupt as interrupted:
+        reason = interruption.reason()
+        if reason is None:
+            print(f"\n{_how_to_go_on(interrupted, to_go_on)}", file=sys.stderr)
+            return 128 + signal.SIGINT
+        reason.__notes__ = [*getattr(reason, "__notes__", ()), *getattr(interrupted, "__notes__", ())]
+        return _ended_by(reason, to_go_on, with_traceback)
+    except Exception as error:
+        return _ended_by(error, to_go_on, with_traceback)
+
+
+def _ended_by(error: Exception, to_go_on: str | None, with_traceback: bool) -> int:
+    """Says how a program ended. Returns its exit code."""
+    if isinstance(error, Stopped):
+        print("Stopped.", _how_to_go_on(error, to_go_on))
+        return 128 + error.number
+    _show_traceback(with_traceback)
+    if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except ProgramError as error:
-        _show_traceback(with_traceback)
-        print("\n".join(filter(None, (f"error: {error}", to_go_on))), file=sys.stderr)
-        return 1
-    except LeaseLostError as error:
-        _show_traceback(with_traceback)
+    if isinstance(error, LeaseLostError):
         print(f"error: {error}; this job has ended, and wrote nothing more there", file=sys.stderr)
         return 1
-    except Stopped as stopped:
-        print("Stopped.", to_go_on or "")
-        return 128 + stopped.number
-    except KeyboardInterrupt:
-        print(f"\n{to_go_on or ''}", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except Exception as error:
-        _show_traceback(with_traceback)
-        kept = "" if with_traceback else f" (for a report: {_keep_traceback()})"
-        print("\n".join(filter(None, (f"error: {explain(error)}{kept}", to_go_on))), file=sys.stderr)
-        return 1
+    if isinstance(error, ProgramError):
+        said = str(error)
+    elif is_of_ray(error):
+        said = explain(error)
+    else:
+        said = explain(error) + ("" if with_traceback else f" (for a report: {_keep_traceback()})")
+    print("\n".join(filter(None, (f"error: {said}", _how_to_go_on(error, to_go_on)))), file=sys.stderr)
+    return 1
+
+
+def _how_to_go_on(error: BaseException, to_go_on: str | None) -> str:
+    return "\n".join(getattr(error, "__notes__", ())) or to_go_on or ""
 
 
 def prepare_output() -> None:
@@ -115,6 +130,34 @@ class Output(io.FileIO):
             if not isinstance(error, BrokenPipeError) and self.fileno() == 1:
                 print(f"warning: the output cannot be written and is lost: {explain(error)}", file=sys.stderr)
         return size
+
+
+def run_as_process(program: Callable[[], int]) -> NoReturn:
+    """Runs a program as all that this process is for, and ends the process with its exit code.
+
+    Threads may be left that cannot be ended: one that waits for a server, or for Ray, inside of C++. If the interpreter
+    goes while such a thread is there, the process often aborts (exit code 134, and a C++ stack) in place of its own
+    exit code. So the interpreter is not waited for in this case, after all else that ends a process has been done.
+    """
+    code = [1]
+    atexit.register(_leave, code)  # before all others, so that it comes after them: Ray, MLflow, temporary files
+    try:
+        code[0] = program()
+    except SystemExit as ended:
+        code[0] = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        raise
+    sys.exit(code[0])
+
+
+def _leave(code: list[int]) -> None:
+    """Ends the process if threads are left."""
+    if threading.active_count() == 1:
+        return
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it, or it is closed
+            stream.flush()
+    os._exit(code[0])
 
 
 def _show_traceback(wanted: bool) -> None:

@@ -94,6 +94,9 @@ def run(options: argparse.Namespace) -> int:
         newest = newest_checkpoint(RunFolder.of(config))
         more = f"\nTo go on from {newest.name}: {go_on}" if newest is not None else ""
         raise ProgramError(f"training failed: {explain_failure(error)}{more}") from error
+    except (Exception, KeyboardInterrupt) as error:  # whatever ends it, the same command goes on
+        error.add_note(f"To go on: {go_on}")
+        raise
     if outcome.stopped_by is not None:
         print_stopped(outcome, go_on)
         return 128 + outcome.stopped_by

@@ -8,47 +8,26 @@ import platform
 import re
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
 from seqtrack.config import Config, check_supported
-from seqtrack.errors import InputError
-from seqtrack.failures import explain
+from seqtrack.experiments.checking import Finding, NoAnswer, Note, Unfit, finding, start, within
+from seqtrack.failures import explain, is_no_answer
 from seqtrack.locations import as_path, is_uri, lasting
 
-PATIENCE = 8.0
-"""Seconds that all checks may take, which run side by side; a server that hangs is named for it."""
+PATIENCE = 20.0
+"""Seconds that all checks may take, which run side by side. A few are enough, unless the machine is busy."""
 GIB = 2**30
 MOST_WEIGHTS = GIB // 2
 """Bytes of the largest file of weights that is read."""
 LEAST_MEMORY, LEAST_SHM, LEAST_DISK = 2 * GIB, GIB, GIB
 """Bytes that should be free: for the demo's processes, for Ray's samples under way, for a few checkpoints."""
-
-
-class Unfit(Exception):
-    """A run could not start. The first argument says what is wrong, the second, if any, how to mend it."""
-
-
-class Note(Exception):
-    """A run can start without it. The first argument says what is so, the second what would be better, if anything."""
-
-
-class Finding(NamedTuple):
-    """What a check found."""
-
-    name: str
-    fits: bool | None
-    """None: a run can start without it."""
-    said: str
-    mend: str = ""
 
 
 def examine(config: Config, settings_given: bool = True) -> Iterator[Finding]:
@@ -78,39 +57,10 @@ def examine(config: Config, settings_given: bool = True) -> Iterator[Finding]:
             "data": partial(check_data, config),
             "benchmarks": partial(check_benchmarks, config),
         }
-    # Threads of a pool would be waited for at the end of this process, however long they hang.
-    started = {name: _start(name, check) for name, check in checks.items()}
+    started = {name: start(name, check) for name, check in checks.items()}
     deadline = time.monotonic() + PATIENCE
     for name, future in started.items():
-        yield _finding(name, future, deadline)
-
-
-def _start(name: str, check: Callable[[], str]) -> Future[str]:
-    future: Future[str] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(check())
-        except BaseException as error:  # whatever it is, it is this check's finding
-            future.set_exception(error)
-
-    threading.Thread(target=work, name=f"checks {name}", daemon=True).start()
-    return future
-
-
-def _finding(name: str, future: Future[str], deadline: float) -> Finding:
-    try:
-        return Finding(name, True, future.result(max(0.0, deadline - time.monotonic())))
-    except Unfit as unfit:
-        return Finding(name, False, *unfit.args)
-    except Note as note:
-        return Finding(name, None, *note.args)
-    except InputError as error:
-        return Finding(name, False, str(error))
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        return Finding(name, False, explain(error) if future.done() else f"no answer within {PATIENCE:g} s")
+        yield finding(name, future, deadline, PATIENCE)
 
 
 def optional(required: bool, setting: str, check: Callable[[], str]) -> str:
@@ -121,20 +71,11 @@ def optional(required: bool, setting: str, check: Callable[[], str]) -> str:
         raise
     except Exception as error:
         said, *mend = error.args if isinstance(error, Unfit) else (explain(error),)
+        if required and is_no_answer(error):
+            raise NoAnswer(said) from error
         if required:
             raise Unfit(said, *mend) from error
         raise Note(said, "; ".join([*mend, f"runs start without it ({setting} is false)"])) from error
-
-
-def within(seconds: float, check: Callable[[], str]) -> str:
-    """What the check says. Raises Unfit if it takes longer."""
-    future = _start("a server", check)
-    try:
-        return future.result(seconds)
-    except TimeoutError:
-        if future.done():
-            raise
-        raise Unfit(f"no answer within {seconds:g} s") from None
 
 
 def check_settings(config: Config) -> str:
@@ -221,8 +162,11 @@ def check_gpus() -> str:
     driver = ""
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        asked = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE / 2)
-        driver = asked.stdout.split("\n")[0].strip() if asked.returncode == 0 else "that does not answer"
+        try:
+            asked = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE / 2)
+        except subprocess.TimeoutExpired as error:
+            raise NoAnswer(f"nvidia-smi: no answer within {PATIENCE / 2:g} s") from error
+        driver = asked.stdout.split("\n")[0].strip() if asked.returncode == 0 else "that fails"
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     if names:
         return f"{len(names)} × {names[0]}, CUDA {torch.version.cuda}{f', driver {driver}' if driver else ''}"

@@ -72,6 +72,7 @@ def prepare(
     data: Data | None = None,
     benchmarks: tuple[BenchmarkData, ...] | None = None,
     asked: str | None = None,
+    weights: tuple[Weights, str] | None = None,
 ) -> PreparedRun:
     """Opens and checks all that a training needs. A run that has checkpoints is continued from the newest.
 
@@ -79,7 +80,8 @@ def prepare(
     only for such a run: when the run is continued later, it may be gone. But it must be what the run began from;
     `asked`: the location, if `resume_from` is open. `allow_changed`: settings, packages or `dataset` that may differ
     from the checkpoint's. `data`: given if `config` is settled and its data are open, as for the second phase of an
-    experiment or the trials of a sweep; `benchmarks`: given if they are open. Raises InputError.
+    experiment or the trials of a sweep; `benchmarks`: given if they are open; `weights`: given if they have been read
+    (as by `starting_weights`). Raises InputError.
     """
     if data is None:
         config, data = open_experiment(config)
@@ -98,8 +100,8 @@ def prepare(
     else:
         start = open_start(resume_from) if isinstance(resume_from, str) else resume_from
     if start is None:
-        weights, source = starting_weights(config)
-        return PreparedRun(config, data, run, None, False, weights, source, frozenset(allow_changed), benchmarks)
+        read, source = weights or starting_weights(config)
+        return PreparedRun(config, data, run, None, False, read, source, frozenset(allow_changed), benchmarks)
     check_start(config, start, data.mixture.description, allow_changed, own is not None, data.frames)
     if data.frames is not None:
         data = replace(data, notes=(*data.notes, *data.frames.notes(start.meta.get(FRAMES))))

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import ray
 
+from seqtrack import interruption
 from seqtrack.cluster.connect import join_cluster
 from seqtrack.cluster.resources import cluster_resources
+from seqtrack.cluster.secrets import HUB_TOKENS
 from seqtrack.cluster.stop import StopOnSignal
 from seqtrack.config import Config
 from seqtrack.environment import command
@@ -25,6 +27,7 @@ from seqtrack.integrations.mlflow_store import close_parent_run, open_parent_run
 from seqtrack.integrations.store_uri import with_one_store
 from seqtrack.lease import Lease
 from seqtrack.locations import child, lasting
+from seqtrack.model.weights import Weights, starting_weights
 from seqtrack.runs.folder import RunFolder, open_run, own_run, write_settings
 from seqtrack.sweeps.observer import Observer, interrupt_when_ended
 from seqtrack.sweeps.plan import announce, plan_trials, plan_work
@@ -78,7 +81,10 @@ def _run(config: Config, sweep: Sweep, say: Callable[[str], None], lease: Lease,
     if earlier and (line := check_same_data(data, benchmarks, folder)) is not None:
         say(line)
     work = plan_work(sweep, earlier)
-    join_cluster()
+    begin_new_ones = work.left > sum(not trial.ended for trial in earlier)
+    weights = shared_weights(config, sweep) if begin_new_ones else None
+    # Trials that read weights by themselves may need the Hub's token for it.
+    join_cluster(keep=HUB_TOKENS if weights is None else ())
     plan = plan_trials(config, sweep, cluster_resources())
     write_settings(plan.config, folder)
     folder.write(SWEEP_FILE, sweep.to_json())
@@ -96,6 +102,7 @@ def _run(config: Config, sweep: Sweep, say: Callable[[str], None], lease: Lease,
             benchmarks,
             plan.resources,
             stop.request,
+            ray.put(weights) if weights is not None else None,
             take_over,
             data.frames,
         )
@@ -111,7 +118,7 @@ def _run(config: Config, sweep: Sweep, say: Callable[[str], None], lease: Lease,
             trials = read_trials(folder)
             say(f"\n{publish_summary(setting, trials, parent)}")
         except KeyboardInterrupt:
-            raise Stopped(stop.received or signal.SIGINT) from None
+            raise interruption.reason() or Stopped(stop.received or signal.SIGINT) from None
 
     failed = [trial for trial in trials if trial.note.status == "failed"]
     for trial in failed:
@@ -121,6 +128,16 @@ def _run(config: Config, sweep: Sweep, say: Callable[[str], None], lease: Lease,
     for line in where_results_are(trials, folder):
         say(line)
     return 1 if failed else 0
+
+
+def shared_weights(config: Config, sweep: Sweep) -> tuple[Weights, str] | None:
+    """The weights that all new trials start from, read once and by the job, which may have a token for the Hub.
+
+    None where trials may differ in them. Raises WeightsError.
+    """
+    if any(key.startswith(("MODEL.", "DATA.")) for key in sweep.parameters):
+        return None
+    return starting_weights(config)
 
 
 def publish_summary(setting: TrialSetting, trials: Sequence[Trial], parent: str | None) -> str:

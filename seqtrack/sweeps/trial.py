@@ -7,9 +7,11 @@ from functools import partial
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from seqtrack.cluster.resources import Resources, Share
+from seqtrack.cluster.stop import is_stop_requested
 from seqtrack.config import Config
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.open import Data
@@ -20,6 +22,7 @@ from seqtrack.experiments.evaluate_run import RunEvaluation
 from seqtrack.experiments.evaluators import plan_within
 from seqtrack.experiments.prepare import PreparedRun, log_start, prepare
 from seqtrack.integrations.mirror_state import await_mlflow_run
+from seqtrack.model.weights import Weights
 from seqtrack.runs.checkpoint import remove_unfinished
 from seqtrack.runs.evaluations import CheckpointScores, forget_later
 from seqtrack.runs.folder import RunFolder, own_run, write_settings
@@ -50,6 +53,8 @@ class TrialSetting:
     resources: Resources
     stop: ray.actor.ActorHandle
     """The StopRequest of all trials."""
+    weights_ref: ray.ObjectRef[tuple[Weights, str]] | None
+    """The weights that new trials start from, and their source; None where trials differ in them."""
     take_over: bool = False
     """Whether a trial takes its folder from another job that trains there."""
     frames: FrameStamp | None = None
@@ -75,7 +80,7 @@ def run_trial(params: Params, setting: TrialSetting) -> None:
     for epoch in trial.history:
         if setting.sweep.metric in epoch:
             tune.report(dict(epoch))
-    if trial.ended or is_complete(trial, config, setting.sweep) or ray.get(setting.stop.is_requested.remote()):
+    if trial.ended or is_complete(trial, config, setting.sweep) or is_stop_requested(setting.stop):
         return
     write_note(folder, replace(note, status="unfinished", reason=""))
     try:
@@ -84,7 +89,7 @@ def run_trial(params: Params, setting: TrialSetting) -> None:
             raise ended.error
     except LeaseLostError as error:
         raise TrialFailed(str(error)) from error  # nothing is noted: the folder is another job's
-    except (HopelessError, InputError, TrainingFailedError, TrialFailed) as error:
+    except (HopelessError, InputError, RayError, TrainingFailedError, TrialFailed) as error:
         reason, hopeless = explain_failure(error), isinstance(error, HopelessError)
         write_note(folder, replace(note, status="failed", reason=reason, hopeless=hopeless))
         raise TrialFailed(reason) from error
@@ -101,8 +106,9 @@ def _train(config: Config, setting: TrialSetting) -> Ended:
     """Trains a trial whose folder is its own meanwhile. Raises LeaseLostError if another job takes that."""
     job = f"trial {config.RUN.NAME} of the sweep in {setting.folder.location}"
     with own_run(config, setting.take_over, job) as lease:
-        data = Data(ray.get(setting.mixture_ref), frames=setting.frames)
-        prepared = prepare(config, data=data, benchmarks=setting.benchmarks)
+        data, shared = Data(ray.get(setting.mixture_ref), frames=setting.frames), setting.weights_ref
+        weights = None if shared is None else ray.get(shared)
+        prepared = prepare(config, data=data, benchmarks=setting.benchmarks, weights=weights)
         try:
             return _train_prepared(replace(prepared, run=prepared.run.under(lease)), setting)
         finally:
@@ -135,7 +141,7 @@ def _train_prepared(prepared: PreparedRun, setting: TrialSetting) -> Ended:
             evaluation.start()
         ended: Ended = build_trainer(job, setting.resources, [] if by_auc else [EpochReports()]).fit().return_value
         if evaluation is not None and ended.error is None and not ended.stopped:
-            measured = evaluation.finish(lambda: ray.get(setting.stop.is_requested.remote()))
+            measured = evaluation.finish(lambda: is_stop_requested(setting.stop))
             known = is_complete(read_trial(prepared.run, TrialNote({})), config, setting.sweep)
             if by_auc and not measured and not known and evaluation.problem:
                 raise TrialFailed(f"its AUC is not known: {evaluation.problem}")

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from seqtrack.tracker.sources import Shot, Source
 from seqtrack.tracker.tracker import BatchTracker, BoxLike, Tracked
 
+SECONDS_TO_END = 2.0
+"""How long the thread that decodes is waited for: a camera may give no frame for longer."""
 AHEAD = 8
 """Frames that are decoded before the model asks for them."""
 
@@ -81,3 +83,4 @@ def ahead(shots: Iterator[Shot]) -> Iterator[Shot]:
             yield item
     finally:
         ended.set()
+        thread.join(SECONDS_TO_END)

@@ -33,6 +33,9 @@ from seqtrack.training.step import build_optimizer, build_scheduler
 
 logger = logging.getLogger("seqtrack.training")
 
+IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
+"""Entries of an optimizer's groups that say how it computes on a device, not what. A checkpoint stores them too."""
+
 
 @dataclass
 class TrainState:
@@ -104,6 +107,9 @@ class TrainState:
             else:
                 _check_same_entries(training["scheduler"], self.scheduler.state_dict())
                 self.scheduler.load_state_dict(training["scheduler"])
+            # Those of this device stay: a checkpoint that was written on another would switch fused kernels off, or on.
+            for stored, ours in zip(optimizer["param_groups"], self.optimizer.param_groups, strict=True):
+                stored |= {name: ours[name] for name in IMPLEMENTATION}
             self.optimizer.load_state_dict(optimizer)
             self.step = training["step"]
             self.meter = EpochMeter(**training["meter"])
@@ -145,9 +151,11 @@ def restore(
         changed = changed_since(meta, config, dataset, frames)
         check_allowed(changed, allow_changed, start.path)
         state.load(directory, new_schedule=any(key.startswith("TRAIN.") for key in changed))
-        if config.TRAIN.SLOTS is None and not load_generators(directory, rank):
+        if config.TRAIN.SLOTS is None:
+            # First all of them: a checkpoint of a CPU has no state for a GPU's, which would begin again at its start.
             seed_generators(config.SEED, 1 + rank, state.step)
-            logger.warning("the checkpoint has no random generators for rank %d; it draws new ones", rank)
+            if not load_generators(directory, rank):
+                logger.warning("the checkpoint has no random generators for rank %d; it draws new ones", rank)
     if meta.get("hardware") != hardware:
         logger.warning("The checkpoint was written on %s, this is %s: bits may differ", meta.get("hardware"), hardware)
     epoch = state.step // config.steps_per_epoch
@@ -179,7 +187,8 @@ def generator_states() -> dict[str, Any]:
 def load_generators(directory: Path, rank: int) -> bool:
     """Restores the `generator_states` of this rank. False if the checkpoint has none (fewer workers wrote it).
 
-    Raises CheckpointError.
+    GPUs that the writer did not have keep their generators, and states of GPUs that are not here are left out. Raises
+    CheckpointError.
     """
     path = directory / generator_file(rank)
     if not path.exists():
@@ -187,8 +196,8 @@ def load_generators(directory: Path, rank: int) -> bool:
     states = load_plain(path)
     try:
         torch.set_rng_state(states["torch"])
-        if torch.cuda.is_available() and states["cuda"]:
-            torch.cuda.set_rng_state_all(states["cuda"])
+        for device, one in zip(range(torch.cuda.device_count()), states["cuda"], strict=False):
+            torch.cuda.set_rng_state(one, device)
         numpy_state = states["numpy"]
         numpy_state["state"]["key"] = np.array(numpy_state["state"]["key"], np.uint32)
         if not 0 <= numpy_state["state"]["pos"] <= len(numpy_state["state"]["key"]):  # NumPy would read beyond it

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 from torch import nn
 
+from seqtrack.cluster.stop import StopWatch
 from seqtrack.config import Config
 from seqtrack.data.batches import StreamPlan
 from seqtrack.data.stamp import FrameStamp
@@ -92,6 +92,7 @@ def train_worker(settings: dict[str, Any]) -> Ended:
             )
         model, make_gradients = _prepare_model(config, state, rank, world_size)
         _announce(config, state, world_size, hardware)
+        stop = StopWatch(job.stop) if rank == 0 else None
         surroundings = Surroundings(
             batches or begin(start=state.step),
             RaySink(job.run),
@@ -105,7 +106,7 @@ def train_worker(settings: dict[str, Any]) -> Ended:
                 "mlflow_run_id": job.find_mlflow_run() if rank == 0 else None,
             },
             MetricsFile(job.run, state.step) if rank == 0 else None,
-            _watch(job.stop).is_set if rank == 0 else lambda: False,
+            stop.is_set if stop is not None else lambda: False,
             lambda: ray.train.get_preemption_info() is not None,
             fetch_ahead=device.type == "cuda",
             reason_to_end=OwnerCheck(job.run) if rank == 0 else lambda: "",
@@ -116,6 +117,9 @@ def train_worker(settings: dict[str, Any]) -> Ended:
         except HopelessError as error:
             logger.error("%s", error)
             return Ended(state.history, state.step, error=error)
+        finally:
+            if stop is not None:
+                stop.close()
 
 
 class NotWritten(BaseException):
@@ -173,19 +177,6 @@ class RaySink:
 def _stored(checkpoint: Checkpoint) -> StoredCheckpoint:
     folder, _, name = checkpoint.path.rpartition("/")
     return StoredCheckpoint(RunFolder(checkpoint.filesystem, folder, folder), name)
-
-
-def _watch(stop: ray.actor.ActorHandle) -> threading.Event:
-    """An event that is set when the job is asked to stop."""
-    requested = threading.Event()
-
-    def wait() -> None:
-        with suppress(ray.exceptions.RayError):  # the job has ended, and this process soon will
-            ray.get(stop.wait.remote())
-            requested.set()
-
-    threading.Thread(target=wait, name="await-stop", daemon=True).start()
-    return requested
 
 
 def _prepare_model(config: Config, state: TrainState, rank: int, world_size: int) -> tuple[nn.Module, Backward]:

@@ -22,12 +22,14 @@ from ray.core.generated.gcs_service_pb2_grpc import (
 
 from seqtrack.cluster import connect
 from seqtrack.cluster.connect import (
+    NoAnswer,
     check_address,
     check_temporary_folder,
-    explain_no_cluster,
     forget_dead_cluster,
     why_no_cluster,
 )
+from seqtrack.cluster.start import explain_no_cluster
+from seqtrack.commands.program import run_program
 from seqtrack.config import ConfigError
 from tests.training.runs import REPOSITORY
 
@@ -65,10 +67,23 @@ def test_a_server_of_web_pages_is_no_cluster() -> None:
         server.shutdown()
 
 
-def test_a_server_that_never_answers_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_yet_is_not_taken_for_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The head of a busy cluster, perhaps: no wrong input, so the program fails with 1."""
     monkeypatch.setattr(connect, "SECONDS_TO_ANSWER", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert why_no_cluster("127.0.0.1", server.getsockname()[1]) == "another program listens there"
+        port = server.getsockname()[1]
+
+        def program() -> int:
+            check_address(f"127.0.0.1:{port}")
+            return 0
+
+        assert run_program(program, "To go on: again") == 1
+    assert capsys.readouterr().err == (
+        f"error: RAY_ADDRESS 127.0.0.1:{port}: no answer within 0.5 s; the cluster's head may be busy or behind a "
+        "firewall, or another program listens there\nTo go on: again\n"
+    )
 
 
 class Head(NodeInfoGcsServiceServicer):
@@ -192,6 +207,15 @@ def test_the_note_of_a_cluster_whose_port_another_program_has_now_is_removed(not
         forget_dead_cluster()
         server.shutdown()
     assert not note.exists()
+
+
+def test_the_note_of_a_cluster_that_does_not_answer_yet_stays(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "SECONDS_TO_ANSWER", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        note.write_text(f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(NoAnswer, match=r"no answer within 0\.5 s \(RAY_ADDRESS=local starts another one"):
+            forget_dead_cluster()
+    assert note.exists()
 
 
 def test_a_note_of_a_dead_cluster_that_cannot_be_removed_is_named(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,15 +6,19 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import yaml
 
 from seqtrack.cli import main
+from seqtrack.cluster.connect import NoAnswer as StartNoAnswer
 from seqtrack.config import Config, SyntheticConfig
 from seqtrack.data.datasets.synthetic import write_synthetic
+from seqtrack.data.storage import DataError
 from seqtrack.experiments import doctor
 from tests.training.runs import REPOSITORY
 
@@ -46,6 +50,7 @@ def test_a_machine_on_which_a_run_could_start(settings: Path, capsys: pytest.Cap
     assert not [line for line in shown.values() if line.startswith("NO")]
 
 
+CHECKS = [name for name in vars(doctor) if name.startswith("check_") and name != "check_supported"]
 FAULTS = {
     "data": ("DATA.ROOT=/nowhere", "DATA.ROOT /nowhere: no such folder"),
     "disk": ("RUN.STORAGE_PATH=/proc/runs", "/proc cannot be written to"),
@@ -134,6 +139,7 @@ def test_a_temporary_folder_of_too_long_a_name_is_a_fault(
 HANGS = """
 import sys, threading
 from seqtrack.cli import main
+from seqtrack.data.storage import DataError
 from seqtrack.experiments import doctor
 
 doctor.PATIENCE = 3.0
@@ -148,8 +154,54 @@ def test_checks_that_hang_are_named_and_do_not_keep_the_program(settings: Path) 
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     shown = lines(ended.stdout)
-    assert ended.returncode == 1
-    assert all(shown[name].endswith("no answer within 3 s") for name in ("decoder", "jpegtran"))
+    assert ended.returncode == 1, "whether a run could start is not known"
+    for name in ("decoder", "jpegtran"):
+        assert shown[name].startswith("? ") and shown[name].endswith("no answer within 3 s")
+
+
+NO_ANSWER = [
+    TimeoutError("timed out"),
+    subprocess.TimeoutExpired("nvidia-smi", 4),
+    httpx2.ConnectTimeout(""),
+    StartNoAnswer("no answer within 10 s"),
+    DataError("s3://bucket/x: cannot be read (curlCode: 28, Timeout was reached)"),
+]
+
+
+@pytest.mark.parametrize("error", NO_ANSWER, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("name", ["Ray", "disk", "data", "MLflow", "Hub"])
+def test_a_time_limit_is_no_answer_yet_and_no_fault(
+    settings: Path,
+    name: str,
+    error: Exception,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def check(*_: object) -> str:
+        raise error
+
+    for other in CHECKS:
+        monkeypatch.setattr(doctor, other, check if other == f"check_{name.lower()}" else lambda *_: "fine")
+    words = ["doctor", "--config", str(settings), "MLFLOW.REQUIRED=true", "HUB.REQUIRED=true", "HUB.REPO_ID=me/x"]
+    assert main(words) == 1
+    shown = lines(capsys.readouterr().out)
+    assert [other for other, line in shown.items() if line.startswith("? ")] == [name]
+    assert not [line for line in shown.values() if line.startswith("NO")]
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_a_server_that_hangs_is_not_known_where_it_is_required_and_else_done_without(
+    settings: Path, required: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in CHECKS:
+        monkeypatch.setattr(doctor, other, lambda *_: "fine")
+    monkeypatch.setattr(doctor, "check_mlflow", lambda *_: threading.Event().wait())
+    monkeypatch.setattr(doctor, "PATIENCE", 0.4)
+    assert main(["doctor", "--config", str(settings), f"MLFLOW.REQUIRED={str(required).lower()}"]) == (
+        1 if required else 0
+    )
+    shown = lines(capsys.readouterr().out)["MLflow"]
+    assert shown.startswith("? " if required else "- ") and "no answer within 0.3 s" in shown
 
 
 @pytest.mark.parametrize("error", [ValueError("odd"), SystemExit(3)])

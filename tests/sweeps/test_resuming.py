@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from seqtrack.config import ConfigError, parse_config
+from seqtrack.config import Config, ConfigError, parse_config
 from seqtrack.data.open import open_data
 from seqtrack.errors import InputError
 from seqtrack.experiments.benchmarks import open_for_run
@@ -21,6 +21,7 @@ from seqtrack.integrations import mirror_state
 from seqtrack.integrations.mirror_state import MIRROR_FILE, MirrorState, await_mlflow_run
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, checkpoint_name, write_checkpoint
 from seqtrack.runs.folder import RunFileError, RunFolder
+from seqtrack.sweeps import run
 from seqtrack.sweeps.plan import plan_work
 from seqtrack.sweeps.results import (
     DATA_FILE,
@@ -277,3 +278,35 @@ def test_a_damaged_note_of_the_data_is_named(
     folder.write(DATA_FILE, content)
     with pytest.raises(RunFileError, match=DATA_FILE):
         on_data()
+
+
+@pytest.mark.parametrize(
+    ("key", "shared"),
+    [("SEED", True), ("TRAIN.LR", True), ("MODEL.DECODER.DEC_LAYERS", False), ("MODEL.WEIGHTS", False)],
+)
+def test_the_job_reads_the_starting_weights_of_all_trials_unless_they_differ_and_only_then_trials_get_the_hubs_token(
+    lasot_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, shared: bool
+) -> None:
+    class Joined(Exception):
+        pass
+
+    kept: list[str] = []
+
+    def join(keep: Sequence[str] = ()) -> None:
+        kept.extend(keep)
+        raise Joined
+
+    read: list[Config] = []
+    monkeypatch.setattr(run, "join_cluster", join)
+
+    def read_weights(config: Config) -> tuple[dict[str, torch.Tensor], str]:
+        read.append(config)
+        return {}, "the Hub"
+
+    monkeypatch.setattr(run, "starting_weights", read_weights)
+    config = parse_config(make_tiny_settings(lasot_root, tmp_path), "tiny").with_settings({"RUN.NAME": "sweep"})
+    sweep = Sweep.model_validate({"parameters": {key: {"choice": [1, 2]}}, "trials": 2})
+    with pytest.raises(Joined):
+        run.run(config, sweep)
+    assert len(read) == (1 if shared else 0)
+    assert ("HF_TOKEN" in kept) == (not shared)

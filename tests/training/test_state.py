@@ -14,8 +14,8 @@ import torch
 from seqtrack.config import Config
 from seqtrack.runs.checkpoint import CheckpointError, Contents, generator_file, load_plain, write_checkpoint
 from seqtrack.runs.compatibility import changed_since, check_allowed
-from seqtrack.training.state import TrainState, generator_states, load_generators, seed_generators
-from seqtrack.training.step import Batch, Objective, train_step
+from seqtrack.training.state import TrainState, generator_states, load_generators, restore, seed_generators
+from seqtrack.training.step import Batch, Objective, build_scheduler, train_step
 from tests.folders import stored_at
 
 CPU = torch.device("cpu")
@@ -241,3 +241,92 @@ def test_a_changed_learning_rate_takes_effect_at_the_checkpoints_epoch(tiny_conf
     continued.scheduler.step()
     assert rest["lr"] == pytest.approx(0.005)
     assert continued.optimizer.state_dict()["state"].keys() == whole.optimizer.state_dict()["state"].keys()
+
+
+@pytest.mark.parametrize(("wrote", "reads"), [(False, True), (True, False)], ids=["CPU to GPU", "GPU to CPU"])
+@pytest.mark.parametrize("new_schedule", [False, True])
+def test_how_the_optimizer_computes_belongs_to_the_device_and_what_it_computes_to_the_checkpoint(
+    tiny_config: Config, tmp_path: Path, wrote: bool, reads: bool, new_schedule: bool
+) -> None:
+    """Fused kernels stand for a GPU, where they are on; torch has them on the CPU too."""
+    on_theirs, on_ours = (
+        {"fused": fused, "foreach": False if fused else None, "capturable": fused} for fused in (wrote, reads)
+    )
+    theirs = TrainState.fresh(tiny_config, 0, CPU)
+    train(theirs, tiny_config, 1)
+    for group in theirs.optimizer.param_groups:
+        group |= on_theirs | {"betas": (0.8, 0.9), "eps": 1e-7}
+    folder = save(theirs, tiny_config, tmp_path / "checkpoint")
+    ours = TrainState.fresh(tiny_config, 0, CPU)
+    for group in ours.optimizer.param_groups:
+        group |= on_ours
+    ours.load(folder, new_schedule)
+    for group in ours.optimizer.param_groups:
+        assert {name: group[name] for name in on_ours} == on_ours
+        assert (group["betas"] == (0.8, 0.9)) == (not new_schedule), "a new schedule takes all from the settings"
+    for group in ours.optimizer.param_groups:
+        group["capturable"] = False  # torch has it on GPUs only
+    train(ours, tiny_config, 2)
+
+
+def test_a_fused_optimizer_goes_on_from_moments_of_one_that_is_not(tiny_config: Config, tmp_path: Path) -> None:
+    whole = TrainState.fresh(tiny_config, 0, CPU)
+    train(whole, tiny_config, 2)
+    folder = save(whole, tiny_config, tmp_path / "checkpoint")
+    fused = TrainState.fresh(tiny_config, 0, CPU)
+    fused.optimizer = torch.optim.AdamW(
+        [{name: group[name] for name in ("params", "lr")} for group in fused.optimizer.param_groups], fused=True
+    )
+    fused.scheduler = build_scheduler(fused.optimizer, tiny_config.TRAIN)
+    fused.load(folder)
+    for state in (whole, fused):
+        load_generators(folder, 0)
+        train(state, tiny_config, 3)
+    assert [group["fused"] for group in fused.optimizer.param_groups] == [True, True]
+    for name, tensor in whole.model.state_dict().items():
+        torch.testing.assert_close(fused.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+class Device:
+    """A GPU's random generator, as far as checkpoints go."""
+
+    def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.restored: dict[int, object] = {}
+        self.seeds: list[int] = []
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: self.restored.update({device: state}))
+        seed = torch.manual_seed
+
+        def note(number: int) -> torch.Generator:
+            self.seeds.append(number)
+            return seed(number)
+
+        monkeypatch.setattr(torch, "manual_seed", note)
+
+
+@pytest.mark.parametrize(("stored", "here", "restored"), [(0, 1, []), (2, 1, [0]), (1, 2, [0]), (1, 0, [])])
+def test_generators_of_other_numbers_of_gpus_are_restored_as_far_as_there_are_both(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: int, here: int, restored: list[int]
+) -> None:
+    folder = save(TrainState.fresh(tiny_config, 0, CPU), tiny_config, tmp_path / "checkpoint")
+    states = load_plain(folder / generator_file(0)) | {"cuda": [torch.zeros(16, dtype=torch.uint8)] * stored}
+    torch.save(states, folder / generator_file(0))
+    device = Device(here, monkeypatch)
+    assert load_generators(folder, 0)
+    assert list(device.restored) == restored
+
+
+def test_a_gpu_whose_generator_the_checkpoint_lacks_does_not_draw_again_what_the_run_began_with(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = TrainState.fresh(tiny_config, 0, CPU)
+    train(state, tiny_config, 2)
+    folder = save(state, tiny_config, tmp_path / "checkpoint")
+    expected = generators_next()
+    device = Device(1, monkeypatch)
+    fresh = TrainState.fresh(tiny_config, 0, CPU)
+    began = list(device.seeds)
+    stored = stored_at(folder)
+    restore(fresh, stored, tiny_config, DATASET, (), 0, "cpu", stored.run)
+    assert len(device.seeds) > len(began) and device.seeds[-1] not in began
+    assert generators_next() == expected, "those of the CPU are the checkpoint's"
