@@ -12,7 +12,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "seqtrack"
 FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 LAYERS = [
-    {"__init__", "errors", "failures", "environment", "locations", "files", "patience", "transfer", "boxes", "tokens"},
+    {
+        "__init__", "errors", "failures", "environment", "locations", "files", "patience", "transfer", "shown", "boxes",
+        "tokens",
+    },
     {"config"},
     {"model", "data"},
     {"runs", "cluster", "evaluation"},

@@ -13,9 +13,8 @@ frame that a crop needs: less than half of the bytes, in less than half of the t
 from __future__ import annotations
 
 import argparse
-from functools import partial
 
-from seqtrack.commands.program import GOES_ON, ProgramError, add_set, add_settings, chosen_set
+from seqtrack.commands.program import GOES_ON, ProgramError, add_set, add_settings, chosen_set, say
 from seqtrack.config import ConfigError, load_config
 
 
@@ -48,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     from seqtrack.experiments.pack import pack
 
     try:
-        pack(config, options.to, options.allow_missing, partial(print, flush=True), name, options.tiles)
+        pack(config, options.to, options.allow_missing, say, name, options.tiles)
     except (OSError, ArrowException, RayError) as error:
         raise ProgramError(str(error)) from error
     return 0

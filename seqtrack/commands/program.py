@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import logging
 import os
 import select
 import shlex
@@ -19,6 +20,7 @@ from seqtrack.config import Config, ConfigError, check_supported, load_config, r
 from seqtrack.config.supported import SETS
 from seqtrack.errors import InputError, Stopped, did_you_mean
 from seqtrack.failures import explain
+from seqtrack.shown import LineFormatter, shown, shown_lines
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -37,6 +39,20 @@ TRACEBACK_VARIABLE = "SEQTRACK_TRACEBACK"
 class ProgramError(Exception):
     """A program failed, and not because of its input. Programs print it without a traceback and exit with 1."""
 
+    def __init__(self, message: str, *more: str) -> None:
+        """`more`: lines for below the message."""
+        super().__init__(message)
+        self.more = more
+
+
+def say(*lines: str, error: bool = False) -> None:
+    """Prints lines, each as one line, whatever names it has; at once, even where the output is no console.
+
+    `error`: to stderr.
+    """
+    for line in lines:
+        print(shown(line), file=sys.stderr if error else sys.stdout, flush=True)
+
 
 def run_program(program: Callable[[], int], to_go_on: str | None = None, with_traceback: bool = False) -> int:
     """Runs a program and returns its exit code, however it ends.
@@ -49,22 +65,22 @@ def run_program(program: Callable[[], int], to_go_on: str | None = None, with_tr
         return program()
     except InputError as error:
         _show_traceback(with_traceback)
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     except ProgramError as error:
         _show_traceback(with_traceback)
-        print("\n".join(filter(None, (f"error: {error}", to_go_on))), file=sys.stderr)
+        say(f"error: {error}", *error.more, *filter(None, [to_go_on]), error=True)
         return 1
     except Stopped as stopped:
-        print("Stopped.", to_go_on or "")
+        say(f"Stopped. {to_go_on or ''}")
         return 128 + stopped.number
     except KeyboardInterrupt:
-        print(f"\n{to_go_on or ''}", file=sys.stderr)
+        say("", to_go_on or "", error=True)
         return 128 + signal.SIGINT
     except Exception as error:
         _show_traceback(with_traceback)
         kept = "" if with_traceback else f" (for a report: {_keep_traceback()})"
-        print("\n".join(filter(None, (f"error: {explain(error)}{kept}", to_go_on))), file=sys.stderr)
+        say(f"error: {explain(error)}{kept}", *filter(None, [to_go_on]), error=True)
         return 1
 
 
@@ -72,8 +88,11 @@ def prepare_output() -> None:
     """Makes stdout and stderr take whatever is printed, so that output never ends a program.
 
     A letter that a terminal or a log lacks becomes `?`. What nobody reads on, or what a full disk does not take, is
-    lost. A stream that is closed gets a place to go, so that no file that is opened later takes its number.
+    lost. A stream that is closed gets a place to go, so that no file that is opened later takes its number. A warning
+    that is logged is one line.
     """
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(LineFormatter())
     for number, name in ((1, "stdout"), (2, "stderr")):
         try:
             os.fstat(number)
@@ -109,13 +128,13 @@ class Output(io.FileIO):
             self._lost = True
             # `head` has seen enough, and says so by leaving; anything else should not pass unseen.
             if not isinstance(error, BrokenPipeError) and self.fileno() == 1:
-                print(f"warning: the output cannot be written and is lost: {explain(error)}", file=sys.stderr)
+                say(f"warning: the output cannot be written and is lost: {explain(error)}", error=True)
         return size
 
 
 def _show_traceback(wanted: bool) -> None:
     if wanted:
-        traceback.print_exc()
+        print(shown_lines(traceback.format_exc().rstrip("\n")), file=sys.stderr)
 
 
 def _keep_traceback() -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from functools import partial
 
-from seqtrack.commands.program import TO_GO_ON, add_settings, read_experiment
+from seqtrack.commands.program import TO_GO_ON, add_settings, read_experiment, say
 from seqtrack.config import ConfigError
 from seqtrack.locations import stem
 
@@ -37,5 +36,5 @@ def run(options: argparse.Namespace) -> int:
 
     from seqtrack.experiments.reproduce import reproduce
 
-    given, say = (options.phase1, options.phase2), partial(print, flush=True)
+    given = (options.phase1, options.phase2)
     return 0 if reproduce(config, options.resume_epoch, given, options.tolerance, say) else 1

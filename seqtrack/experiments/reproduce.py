@@ -78,7 +78,8 @@ def reproduce(
     comparison = None if phase2 is None else compare(phase1, phase2, tolerance)
     report = experiment.child("report")
     publish_report(config, run1, phase1, phase2, comparison, report, parent_run)
-    say(f"\n{verdict(comparison)}")
+    say("")
+    say(verdict(comparison))
     if comparison is not None:
         say(f"Steps {comparison.first_step + 1} to {comparison.last_step} were compared.")
     say(f"Report:  {child(report.location, 'index.html')}")
@@ -94,7 +95,8 @@ def train_phase(
     """
     config = config.with_settings({"RUN.NAME": f"phase{number}"})
     run = open_run(config)
-    say(f"\nPhase {number}, in {run.location}")
+    say("")
+    say(f"Phase {number}, in {run.location}")
     trained = checkpoint_name(config.TRAIN.EPOCH, 0) in whole_checkpoints(run)
     if trained and not due_checkpoints(config, run, open_for_run(config)):
         say("It was trained to its end before.")

@@ -15,6 +15,7 @@ from huggingface_hub.hf_api import RepoFile
 from tqdm import tqdm
 
 from seqtrack.data.storage import DataError
+from seqtrack.shown import shown
 
 
 def list_files(api: HfApi, repo_id: str) -> tuple[list[RepoFile], str]:
@@ -65,7 +66,7 @@ def unpack(archive: Path, target: Path, place: Callable[[PurePosixPath], PurePos
                 raise DataError(
                     f"{target}: {needed / 1e9:.1f} GB are needed to unpack {archive.name}, {free / 1e9:.1f} GB are free"
                 )
-            with tqdm(total=needed, desc=f"Unpacking {archive.stem}", unit="B", unit_scale=True) as progress:
+            with tqdm(total=needed, desc=shown(f"Unpacking {archive.stem}"), unit="B", unit_scale=True) as progress:
                 for info, path in lacking:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     partial = path.with_name(path.name + ".partial")

@@ -12,6 +12,7 @@ from typing import TextIO
 from pyarrow import ArrowException
 
 from seqtrack.runs.folder import RunFileError, RunFolder
+from seqtrack.shown import shown
 
 LOG_FILE = "train.log"
 METRICS_FILE = "metrics.jsonl"
@@ -19,7 +20,7 @@ ANCHOR_BYTES = 256
 
 
 class GrowingFile:
-    """A text file in a run's folder that lines are appended to.
+    """A text file in a run's folder that lines are appended to. Whatever is in a line, it is one line.
 
     Object stores cannot append, so there `flush` writes the whole file again.
     """
@@ -30,6 +31,7 @@ class GrowingFile:
         self._written = len(self._text)
 
     def append(self, line: str) -> None:
+        line = shown(line)
         if self._run.local:
             with open(self._run.file(self._name), "a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -180,7 +182,7 @@ class LogFollower:
             return
         if lines and self._out is not None:
             try:
-                self._out.write("".join(line + "\n" for line in lines))
+                self._out.write("".join(shown(line) + "\n" for line in lines))
                 self._out.flush()
             except (OSError, ValueError):  # nobody reads on, or letters that the terminal lacks: the log has them
                 self._out = None

@@ -16,6 +16,7 @@ from seqtrack.model.weights import META_FILE
 from seqtrack.runs.checkpoint import checkpoint_name, whole_checkpoints
 from seqtrack.runs.evaluations import auc_by_checkpoint, read_evaluations
 from seqtrack.runs.folder import RunFileError, RunFolder, read_settings
+from seqtrack.shown import shown
 from seqtrack.sweeps.settings import Params, Sweep, parse_sweep
 
 SWEEP_FILE = "sweep.json"
@@ -167,7 +168,7 @@ def trials_table(trials: Sequence[Trial], sweep: Sweep) -> pa.Table:
                 "trial": trial.name,
                 **trial.params,
                 "status": trial.note.status,
-                "reason": trial.note.reason,
+                "reason": shown(trial.note.reason),
                 "epochs": len(trial.history),
                 **{name: last.get(name) for name in ("loss", "iou", "accuracy", "grad_norm", "lr", "auc")},
                 f"best_{sweep.metric}": best(values, default=None),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from seqtrack.integrations.mlflow_store import close_parent_run, open_parent_run
 from seqtrack.integrations.store_uri import with_one_store
 from seqtrack.locations import child
 from seqtrack.runs.folder import RunFolder, open_run, write_settings
+from seqtrack.shown import shown_command
 from seqtrack.sweeps.observer import Observer, interrupt_when_ended
 from seqtrack.sweeps.plan import announce, plan_trials, plan_work
 from seqtrack.sweeps.results import SWEEP_FILE, Trial, check_same_sweep, read_trials
@@ -36,13 +35,7 @@ from seqtrack.transfer import send
 logger = logging.getLogger(__name__)
 
 
-def say_at_once(line: str) -> None:
-    """Prints a line, at once even where the output is no console."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) -> int:
+def run(config: Config, sweep: Sweep, say: Callable[[str], None]) -> int:
     """Runs every trial that an earlier start of the sweep did not end, writes the summary and tells MLflow.
 
     `config` has a RUN.NAME, and `sweep` fits it (`Sweep.check`). `say` gets the lines for the console. Returns the
@@ -74,7 +67,9 @@ def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once) 
                 make_tuner(setting, plan, work, earlier, observer).fit()
             observer.close()
             trials = read_trials(folder)
-            say(f"\n{publish_summary(setting, trials, parent)}")
+            result = publish_summary(setting, trials, parent)
+            say("")
+            say(result)
         except KeyboardInterrupt:
             raise Stopped(stop.received or signal.SIGINT) from None
 
@@ -104,4 +99,4 @@ def where_results_are(trials: Sequence[Trial], folder: RunFolder) -> Iterator[st
     yield f"All trials:   {child(folder.location, 'trials.csv')}"
     if any(trial.finished for trial in trials):
         best = command("train", ["--config", child(folder.location, "best_config.yaml")])
-        yield f"Train on it:  {shlex.join(best)}"
+        yield f"Train on it:  {shown_command(best)}"
