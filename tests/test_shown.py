@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,7 +195,7 @@ def test_what_has_no_meaning_in_markdown_stays_readable(text: str) -> None:
 
 
 TABLE = Table([f"head{HTML}\n|"], [[f"cell{HTML}\n|"]])
-PAGE = {
+PAGE: dict[str, Any] = {
     **dict.fromkeys(("title", "summary", "verdict", "explanation"), f"text{HTML}\n"),
     "notes": [f"note{HTML}\n\x1b[31m"],
     "comparison": None,

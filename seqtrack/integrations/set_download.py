@@ -74,9 +74,9 @@ def fetch(name: str, repo_id: str, place: str, setting: str, partial_set: bool, 
             found.replace(path)
     for file in to_fetch:
         archive = download(file)
-        unpack(archive, tree, partial(place_in, where, PurePosixPath(file.path)))
+        unpack(archive, tree, partial(place_in, where, PurePosixPath(file.path)), staging)
         for inner in sorted(tree.rglob("*.zip")):
-            unpack(inner, tree, partial(place_in, where, PurePosixPath(inner.relative_to(tree))))
+            unpack(inner, tree, partial(place_in, where, PurePosixPath(inner.relative_to(tree))), staging)
             inner.unlink()
         move_into(tree, root)
         with (root / DONE).open("a", encoding="utf-8") as list_of_done:
