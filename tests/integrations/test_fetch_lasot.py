@@ -145,6 +145,8 @@ def link() -> bytes:
         ),
     ],
     ids=[
+        "parent", "absolute", "link", "empty name", "file and folder", "no zip", "another class", "annotations", "frames",
+    ],  # fmt: skip
         "parent",
         "absolute",
         "link",
