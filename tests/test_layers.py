@@ -13,7 +13,16 @@ PACKAGE = Path(__file__).parents[1] / "seqtrack"
 FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 LAYERS = [
     {
-        "__init__", "errors", "failures", "environment", "locations", "files", "patience", "transfer", "shown", "boxes",
+        "__init__",
+        "errors",
+        "failures",
+        "environment",
+        "locations",
+        "files",
+        "patience",
+        "transfer",
+        "shown",
+        "boxes",
         "tokens",
     },
     {"config"},

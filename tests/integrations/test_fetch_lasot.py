@@ -145,8 +145,6 @@ def link() -> bytes:
         ),
     ],
     ids=[
-        "parent", "absolute", "link", "empty name", "file and folder", "no zip", "another class", "annotations", "frames",
-    ],  # fmt: skip
         "parent",
         "absolute",
         "link",
