@@ -6,6 +6,7 @@ and every annotated frame is there. A download that was interrupted is continued
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -60,6 +61,7 @@ def fetch(settings: DataConfig, say: Callable[[str], None]) -> None:
         name = PurePosixPath(archive.path).stem
         unpack(Path(path), root / STAGING, partial(sequence_path, name))
         found = check_class(root / STAGING, name)
+        os.sync()  # before the zip goes; in one call, since there are ten thousands of files
         (root / STAGING / name).rename(root / name)
         Path(path).unlink()
         say(f"{name}: {found}")

@@ -7,6 +7,7 @@ that was interrupted is continued by the next one.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from seqtrack.data.datasets import got10k, trackingnet
 from seqtrack.data.datasets.catalog import open_training_set
 from seqtrack.data.storage import DataError, Root
 from seqtrack.errors import InputError
+from seqtrack.files import write_atomically
 from seqtrack.integrations.archives import check_archive, check_space, is_there, list_files, unpack
 from seqtrack.integrations.hub import make_api
 from seqtrack.locations import absolute, is_uri
@@ -78,9 +80,10 @@ def fetch(name: str, repo_id: str, place: str, setting: str, partial_set: bool, 
         for inner in sorted(tree.rglob("*.zip")):
             unpack(inner, tree, partial(place_in, where, PurePosixPath(inner.relative_to(tree))), staging)
             inner.unlink()
+        os.sync()  # before the zip goes; in one call, since there may be a million files
         move_into(tree, root)
-        with (root / DONE).open("a", encoding="utf-8") as list_of_done:
-            list_of_done.write(f"{line_of(file)}\n")
+        done.add(line_of(file))
+        write_atomically(fs.LocalFileSystem(), str(root / DONE), "".join(f"{line}\n" for line in sorted(done)))
         archive.unlink()
         say(f"{file.path}: unpacked")
     shutil.rmtree(staging, ignore_errors=True)
