@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Callable
@@ -15,7 +16,8 @@ PATIENCE = 300.0
 LONGEST_PAUSE = 15.0
 """Seconds between two tries at most; the pauses double up to this one."""
 LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
-"""Errors that another try does not mend."""
+LASTING_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG)
+"""Errors, by their types and their numbers, that another try does not mend."""
 
 
 def patiently(action: Callable[[], Result], what: str, patience: float | None = None) -> Result:
@@ -32,7 +34,7 @@ def patiently(action: Callable[[], Result], what: str, patience: float | None = 
         except LASTING:
             raise
         except OSError as error:
-            if time.monotonic() + pause > ends:
+            if error.errno in LASTING_NUMBERS or time.monotonic() + pause > ends:
                 raise
             logger.warning("%s: %s; it is tried again in %g s", what, error, pause)
         time.sleep(pause)
