@@ -16,6 +16,7 @@ import argparse
 
 from seqtrack.commands.program import GOES_ON, ProgramError, add_set, add_settings, chosen_set, say
 from seqtrack.config import ConfigError, load_config
+from seqtrack.failures import explain
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,5 +50,5 @@ def run(options: argparse.Namespace) -> int:
     try:
         pack(config, options.to, options.allow_missing, say, name, options.tiles)
     except (OSError, ArrowException, RayError) as error:
-        raise ProgramError(str(error)) from error
+        raise ProgramError(explain(error)) from error
     return 0

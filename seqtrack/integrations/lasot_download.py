@@ -77,7 +77,7 @@ def find_archives(api: HfApi, settings: DataConfig) -> tuple[dict[str, RepoFile]
     for file in files:
         if file.path[-4:] == ".zip":
             name = PurePosixPath(file.path).stem
-            if name in there or name.startswith(".") or shown(name) != name:
+            if name in there or name.startswith(".") or shown(file.path) != file.path:  # the Hub's client prints it
                 raise DataError(f"{repo_id}: {file.path} is not the one zip of a class")
             there[name] = file
     for name in settings.TRAIN.CLASSES:

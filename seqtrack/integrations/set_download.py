@@ -26,6 +26,7 @@ from seqtrack.files import write_atomically
 from seqtrack.integrations.archives import check_archive, check_space, is_there, list_files, unpack
 from seqtrack.integrations.hub import make_api
 from seqtrack.locations import absolute, is_uri
+from seqtrack.shown import shown
 
 STAGING = ".fetching"
 """The part of the tree's folder that holds what is not yet whole."""
@@ -52,6 +53,9 @@ def fetch(name: str, repo_id: str, place: str, setting: str, partial_set: bool, 
     zips = [file for file in files if is_part(where, file.path)]
     placed = [(file, where(PurePosixPath(file.path))) for file in files]
     plain = [(file, root / path) for file, path in placed if path is not None and path.suffix != ".zip"]
+    for file in (*zips, *(file for file, _ in plain)):
+        if shown(file.path) != file.path:  # the Hub's client would print it
+            raise DataError(f"DATA.DOWNLOAD_FROM {repo_id}: {file.path!r} has a character that cannot be seen")
     if not zips and not plain:
         raise DataError(f"DATA.DOWNLOAD_FROM {repo_id}: has no file of {name} (it has {len(files)} files)")
     staging, tree = root / STAGING, root / STAGING / "tree"

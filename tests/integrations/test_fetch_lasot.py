@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from seqtrack import cli
+from seqtrack.shown import shown
 from tests.integrations.copies import Member, crafted, read_tree, zipped
 from tests.integrations.hub_server import Fault, HubServer
 
@@ -205,3 +206,13 @@ def test_a_disk_that_is_too_small_is_said_at_once(
     assert fetch(tmp_path) == 2
     assert "GB are needed, 0.0 GB are free" in capsys.readouterr().err
     assert downloads(server, "coin") == 0
+
+
+@pytest.mark.parametrize("names", [["a/coin.zip", "b/coin.zip"], ["...zip"], ["coin\x1b[31m.zip"], ["x\n/coin.zip"]])
+def test_a_zip_whose_name_is_no_class_is_refused(
+    server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], names: list[str]
+) -> None:
+    server.add(REPO, dict.fromkeys(names, b""), kind="datasets")
+    assert fetch(tmp_path / "lasot", "") == 2
+    assert capsys.readouterr().err == f"error: {REPO}: {shown(names[-1])} is not the one zip of a class\n"
+    assert list(tmp_path.iterdir()) == []
