@@ -179,10 +179,10 @@ def test_files_and_folders_have_the_permissions_that_the_umask_gives(
 
 
 @contextmanager
-def full_disk() -> Iterator[None]:
-    """No file can grow beyond 100 bytes: the system refuses to write, as for a disk that is full."""
+def full_disk(size: int = 100) -> Iterator[None]:
+    """No file can grow beyond this many bytes: the system refuses to write, as for a disk that is full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
@@ -198,3 +198,26 @@ def test_on_a_full_disk_the_old_files_stay_and_nothing_is_left(
     with full_disk(), pytest.raises(Exception, match=r"."):  # what the library raises that writes
         write()
     assert read_tree(place.folder) == before
+
+
+@pytest.mark.parametrize("frames", [5, 60], ids=["at the end", "while it tracks"])
+def test_a_recording_that_cannot_be_written_whole_is_not_written(frames: int, place: Place) -> None:
+    """A video is larger than the tables, so that only it does not fit."""
+    old = {name: place.folder / f"clip{name}" for name in (".txt", "_time.txt", ".mp4")}
+    for file in (*old.values(), place.folder / "boxes.csv"):
+        file.write_text("old")
+    noise = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+    with full_disk(10_000), pytest.raises(OSError), Recording(place.folder, "clip", 1, Fraction(25)) as recording:
+        for number in range(frames):
+            shot = Shot(number, number / 25, np.roll(noise, number * 7919))
+            recording.add(Followed(shot, [Tracked((1.0, 1.0, 9.0, 9.0), 3.0)], 0.1), shot.image)
+    assert set(read_tree(place.folder).values()) == {b"old"} and len(read_tree(place.folder)) == 4
+
+
+def test_what_was_tracked_before_another_error_is_written(place: Place) -> None:
+    shot = Shot(0, 0.0, np.zeros((48, 64, 3), np.uint8))
+    with pytest.raises(ZeroDivisionError), Recording(place.folder, "clip", 1, Fraction(25)) as recording:
+        recording.add(Followed(shot, [Tracked((1.0, 2.0, 9.0, 9.0), 3.0)], 0.1), shot.image)
+        raise ZeroDivisionError
+    assert (place.folder / "clip.txt").read_text() == "1.0000\t2.0000\t9.0000\t9.0000\n"
+    assert sorted(read_tree(place.folder)) == ["boxes.csv", "clip.mp4", "clip.txt", "clip_time.txt"]
