@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import NoReturn
 
 import shtab
 
@@ -33,6 +33,7 @@ from seqtrack.commands import (
 )
 from seqtrack.commands.program import TRACEBACK_VARIABLE, prepare_output, run_as_process, run_program
 from seqtrack.environment import command
+from seqtrack.shown import shown, shown_command
 
 PROGRAMS = {
     module.__name__.rpartition(".")[2].replace("_", "-"): module
@@ -55,6 +56,13 @@ PROGRAMS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with an argument."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(message))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `PROGRAM ARGUMENT …` and returns its exit code. Raises SystemExit for help and for wrong arguments.
 
@@ -69,17 +77,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.parse_args([name, *rest])
         return 0
     options = programs[name].parse_intermixed_args(rest)
-    to_go_on = options.to_go_on and options.to_go_on.format(command=shlex.join(command(name, rest)))
+    to_go_on = options.to_go_on and options.to_go_on.format(command=shown_command(command(name, rest)))
     with_traceback = options.traceback or os.environ.get(TRACEBACK_VARIABLE, "0") != "0"
     return run_program(partial(PROGRAMS[name].run, options), to_go_on, with_traceback)
 
 
-def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def make_parsers() -> tuple[Parser, dict[str, Parser]]:
     """The parser of the command, and those of its programs by name.
 
     Those are called by themselves: only so can options stand between values of KEY=VALUE.
     """
-    parser = argparse.ArgumentParser("seqtrack", description="Train SeqTrack, a visual object tracker, on Ray.")
+    parser = Parser("seqtrack", description="Train SeqTrack, a visual object tracker, on Ray.")
     shtab.add_argument_to(parser, help="print a script that makes the shell complete this command")
     choices = parser.add_subparsers(metavar="PROGRAM", title="programs", required=True)
     programs = {}

@@ -11,6 +11,8 @@ import errno
 import re
 from collections.abc import Iterator
 
+from seqtrack.shown import shown
+
 MOST = 300
 """Longest explanation, in characters."""
 ADVICE = {
@@ -43,10 +45,10 @@ def explain(error: BaseException) -> str:
     """What an error means, in one line without passwords: the most telling error in its chain, and its file if any."""
     telling = list(_chain(error))[-1]
     if type(telling).__module__.startswith("seqtrack."):
-        return str(telling)  # it was written for people
+        return shown(str(telling))  # it was written for people
     if isinstance(telling, OSError) and telling.errno in ADVICE:
         where = f"{telling.filename}: " if telling.filename else ""
-        return without_passwords(f"{where}{ADVICE[telling.errno]}")
+        return shown(without_passwords(f"{where}{ADVICE[telling.errno]}"))
     if isinstance(telling, ModuleNotFoundError):
         return f"the Python package {telling.name} is not installed"
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(telling))
@@ -55,7 +57,7 @@ def explain(error: BaseException) -> str:
         line = f"{line.rstrip('.')} ({actor[1]})"
     kind = type(telling).__name__
     said = line if line and isinstance(telling, (OSError, ValueError)) else f"{kind}: {line}" if line else kind
-    return without_passwords(said if len(said) <= MOST else f"{said[: MOST - 2]} …")
+    return without_passwords(shown(said if len(said) <= MOST else f"{said[: MOST - 2]} …"))
 
 
 def is_of_ray(error: BaseException) -> bool:

@@ -78,12 +78,13 @@ def _write_object(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, synced: bool = True) -> Iterator[Path]:
     """Gives another name in the same folder to write to; after the block, that file takes the place of `path`.
 
     If the block raises, the old file stands and nothing else is left. The new one is on the disk, and not only in the
     system's memory, before it appears. It has the permissions that the umask gives, whatever the block's library gave
-    it. Raises OSError.
+    it. `synced`: False for one of many files that are easily made again, which a loss of power may leave empty. Raises
+    OSError.
 
         with replacing(Path("weights.pt")) as partial:
             torch.save(weights, partial)
@@ -99,9 +100,11 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         if stat.S_IMODE(partial.stat().st_mode) != permissions:
             partial.chmod(permissions)
-        sync_file(partial)
+        if synced:
+            sync_file(partial)
         partial.replace(path)
-        sync_folder(path.parent)
+        if synced:
+            sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Callable
@@ -15,7 +16,8 @@ PATIENCE = 300.0
 LONGEST_PAUSE = 15.0
 """Seconds between two tries at most; the pauses double up to this one."""
 LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
-"""Errors that another try does not mend."""
+LASTING_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG)
+"""Errors, by their types and their numbers, that another try does not mend."""
 
 
 def patiently(
@@ -38,8 +40,10 @@ def patiently(
         except OSError as error:
             if callable(patience):
                 seconds = patience(error)
+            elif isinstance(error, LASTING) or error.errno in LASTING_NUMBERS:
+                seconds = 0.0
             else:
-                seconds = 0.0 if isinstance(error, LASTING) else PATIENCE if patience is None else patience
+                seconds = PATIENCE if patience is None else patience
             if time.monotonic() + pause > began + seconds:
                 raise
             logger.warning("%s: %s; it is tried again in %g s", what, error, pause)

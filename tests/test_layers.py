@@ -13,18 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "seqtrack"
 FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 LAYERS = [
     {
-        *(
-            "__init__",
-            "errors",
-            "failures",
-            "environment",
-            "interruption",
-            "locations",
-            "patience",
-            "files",
-            "transfer",
-        ),
-        *("claims", "lease", "meta", "sums", "hub_files", "address", "boxes", "tokens"),
+        *("__init__", "errors", "failures", "environment", "interruption", "locations", "patience", "files"),
+        *("transfer", "shown", "claims", "lease", "meta", "sums", "hub_files", "address", "boxes", "tokens"),
     },
     {"config"},
     {"model", "data"},

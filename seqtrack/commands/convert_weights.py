@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from seqtrack.commands.program import say
 from seqtrack.errors import InputError
 from seqtrack.locations import absolute, is_uri
 
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         save(weights, target)
     except (OSError, RuntimeError, SafetensorError) as error:  # each library raises its own kind
         raise InputError(f"{options.target}: cannot be written ({error})") from error
-    print(f"{target}: {len(weights)} tensors, {sum(tensor.numel() for tensor in weights.values()):,} numbers")
+    say(f"{target}: {len(weights)} tensors, {sum(tensor.numel() for tensor in weights.values()):,} numbers")
     return 0
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from seqtrack.commands.program import ProgramError
+from seqtrack.commands.program import ProgramError, say
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
 
@@ -25,5 +25,5 @@ def run(options: argparse.Namespace) -> int:
         raise
     except Exception as error:  # whatever MLflow raises
         raise ProgramError(explain(error)) from error
-    print(f"MLflow run {mirror.note.state.run_id} is up to date with {options.run_folder}")
+    say(f"MLflow run {mirror.note.state.run_id} is up to date with {options.run_folder}")
     return 0

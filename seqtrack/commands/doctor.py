@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 
-from seqtrack.commands.program import add_settings
+from seqtrack.commands.program import add_settings, say
 from seqtrack.config import load_config
 
 GREEN, RED, YELLOW, DIM = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[2m"
@@ -33,8 +33,9 @@ def run(options: argparse.Namespace) -> int:
     for name, fit, said, mend, answered in examine(config, bool(options.config or options.overrides)):
         mark = f"{MARKS[fit] if answered else NOT_KNOWN:2}"
         colour = {True: GREEN, False: RED, None: YELLOW if mend or not answered else DIM}[fit]
-        print(f"{colour}{mark}\x1b[0m" if coloured else mark, f"{name:14}", said, flush=True)
+        print(f"{colour}{mark}\x1b[0m" if coloured else mark, end=" ")
+        say(f"{name:14} {said}")
         if mend:
-            print(f"   {'':14} -> {mend}")
+            say(f"   {'':14} -> {mend}")
         fits = fits and fit is not False and answered
     return 0 if fits else 1

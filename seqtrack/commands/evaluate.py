@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from seqtrack.commands.program import GOES_ON, TO_GO_ON, ProgramError, add_take_over
+from seqtrack.commands.program import GOES_ON, TO_GO_ON, ProgramError, add_take_over, say
 from seqtrack.commands.track import add_max_pixels
 from seqtrack.errors import InputError
+from seqtrack.shown import shown
 
 if TYPE_CHECKING:
     from seqtrack.config import Config
@@ -97,7 +98,7 @@ def measure(options: argparse.Namespace, places: dict[str, str], lease: Lease) -
         place = places.get(name) or drawn(first.config.DATA.SYNTHETIC if first else SyntheticConfig())
         data = open_benchmark(benchmark_of(name), place) if sources else annotated(benchmark_of(name), place)
         for note in data.notes:
-            print(note)
+            say(note)
         opened.append(data.only(options.sequences) if options.sequences else data)
     found: dict[str, dict[str, str]] = {data.benchmark.name: others(options.results, data) for data in opened}
     facts: dict[str, TrackerFacts] = {}
@@ -120,7 +121,7 @@ def measure(options: argparse.Namespace, places: dict[str, str], lease: Lease) -
                 except EvaluationError as error:
                     raise ProgramError(str(error)) from error
                 if (zipped := write_submission(folder, tracker, data)) is not None:
-                    print(f"Wrote {zipped}, for the server that scores {data.benchmark.title}")
+                    say(f"Wrote {zipped}, for the server that scores {data.benchmark.title}")
                 else:
                     found[data.benchmark.name][tracker] = folder.location
                     facts[tracker] = folder.facts(
@@ -142,15 +143,15 @@ def measure(options: argparse.Namespace, places: dict[str, str], lease: Lease) -
             and not options.sequences
             and (run_id := publish(*origins[one.tracker], one)) is not None
         }
-        print("\n".join(["", *table_lines(evaluations), ""]))
+        say("", *table_lines(evaluations), "")
         for note in dict.fromkeys(note for one in evaluations for note in one.notes):
-            print(note)
+            say(note)
         page = write_page(evaluations, facts, options.out, options.videos)
         for run_id, config in mlflow_runs.items():
             log_page(config, run_id, page)
-        print(f"Wrote {page}, summary.json and results.parquet")
+        say(f"Wrote {page}, summary.json and results.parquet")
         if origins and options.sequences:
-            print("The numbers are not added to the run: they are those of the named sequences only")
+            say("The numbers are not added to the run: they are those of the named sequences only")
     return 0
 
 
@@ -241,7 +242,7 @@ def watch(lease: Lease, tracker: str, data: BenchmarkData, frames: int, happenin
     overlaps: dict[str, float] = {}
     rarely = 0.5 if sys.stderr.isatty() else 30.0  # seconds
     title = f"{tracker} on {data.benchmark.title}"
-    with tqdm(total=frames, unit="frame", desc=title, mininterval=rarely) as progress:
+    with tqdm(total=frames, unit="frame", desc=shown(title), mininterval=rarely) as progress:
         for one in happenings:
             if lease.lost.is_set():
                 lease.proof.check()
@@ -252,4 +253,4 @@ def watch(lease: Lease, tracker: str, data: BenchmarkData, frames: int, happenin
             if one.finished and overlaps:
                 ends = (max(overlaps, key=overlaps.__getitem__), min(overlaps, key=overlaps.__getitem__))
                 best, worst = (f"{name} {overlaps[name]:.2f}" for name in ends)
-                progress.set_postfix_str(f"IoU: best {best}, worst {worst}", refresh=False)
+                progress.set_postfix_str(shown(f"IoU: best {best}, worst {worst}"), refresh=False)

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from seqtrack.commands.convert_weights import on_this_machine
-from seqtrack.commands.program import ProgramError, add_weights, check_extra
+from seqtrack.commands.program import ProgramError, add_weights, check_extra, say
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
 
@@ -29,14 +29,14 @@ def run(options: argparse.Namespace) -> int:
 
     trained = load_trained(options.weights, options.config)
     recipe = trained.config.RUN.NAME or Path(options.config or trained.source).stem
-    print(f"Writing {trained.source} as ONNX and comparing it with PyTorch …", flush=True)
+    say(f"Writing {trained.source} as ONNX and comparing it with PyTorch …")
     try:
         deviation = export(trained.model, TrackerSettings.from_config(trained.config), recipe, target)
     except ExportError as error:
         raise ProgramError(f"{options.output}: was not written: {error}") from error
     batches = " and ".join(map(str, CHECKED))
-    print(f"Wrote {target}, {target.stat().st_size / 1e6:,.1f} MB")
-    print(f"In batches of {batches}: the same tokens as PyTorch, probabilities at most {deviation:.1e} from its")
+    say(f"Wrote {target}, {target.stat().st_size / 1e6:,.1f} MB")
+    say(f"In batches of {batches}: the same tokens as PyTorch, probabilities at most {deviation:.1e} from its")
     return 0
 
 

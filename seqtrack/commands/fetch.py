@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from seqtrack.commands.program import GOES_ON, LASOT, ProgramError, add_set, add_settings, chosen_set
+from seqtrack.commands.program import GOES_ON, LASOT, ProgramError, add_set, add_settings, chosen_set, say
 from seqtrack.config import ConfigError, DataConfig, load_config
 from seqtrack.config.servers import check_hub_variables, check_repository
 from seqtrack.errors import InputError
@@ -60,9 +60,9 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         if name == LASOT:
-            lasot_download.fetch(config.DATA.model_copy(update={"ROOT": place, "DOWNLOAD_FROM": own}), say=print)
+            lasot_download.fetch(config.DATA.model_copy(update={"ROOT": place, "DOWNLOAD_FROM": own}), say=say)
         else:
-            set_download.fetch(name, own, place, setting, name in config.DATA.PARTIAL, say=print)
+            set_download.fetch(name, own, place, setting, name in config.DATA.PARTIAL, say=say)
     except InputError:
         raise
     except Exception as error:  # whatever the Hub's client raises, or the disk

@@ -13,9 +13,8 @@ frame that a crop needs: less than half of the bytes, in less than half of the t
 from __future__ import annotations
 
 import argparse
-from functools import partial
 
-from seqtrack.commands.program import GOES_ON, ProgramError, add_set, add_settings, add_take_over, chosen_set
+from seqtrack.commands.program import GOES_ON, ProgramError, add_set, add_settings, add_take_over, chosen_set, say
 from seqtrack.config import ConfigError, load_config
 from seqtrack.failures import explain
 
@@ -50,7 +49,6 @@ def run(options: argparse.Namespace) -> int:
     from seqtrack.experiments.pack import pack
 
     try:
-        say = partial(print, flush=True)
         pack(config, options.to, options.allow_missing, say, name, options.tiles, options.take_over)
     except (OSError, ArrowException, RayError) as error:
         raise ProgramError(explain(error)) from error

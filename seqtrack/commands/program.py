@@ -24,6 +24,7 @@ from seqtrack.config import Config, ConfigError, check_supported, load_config, r
 from seqtrack.config.supported import SETS
 from seqtrack.errors import InputError, LeaseLostError, ProgramError, Stopped, did_you_mean
 from seqtrack.failures import explain, is_of_ray
+from seqtrack.shown import LineFormatter, shown, shown_lines
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -37,6 +38,15 @@ TO_GO_ON = "To go on: {command}"
 
 TRACEBACK_VARIABLE = "SEQTRACK_TRACEBACK"
 """Environment variable that, like `--traceback`, shows where an error came from."""
+
+
+def say(*lines: str, error: bool = False) -> None:
+    """Prints lines, each as one line, whatever names it has; at once, even where the output is no console.
+
+    `error`: to stderr.
+    """
+    for line in lines:
+        print(shown(line), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def run_program(program: Callable[[], int], to_go_on: str | None = None, with_traceback: bool = False) -> int:
@@ -53,7 +63,7 @@ def run_program(program: Callable[[], int], to_go_on: str | None = None, with_tr
     except KeyboardInterrupt as interrupted:
         reason = interruption.reason()
         if reason is None:
-            print(f"\n{_how_to_go_on(interrupted, to_go_on)}", file=sys.stderr)
+            say("", *_how_to_go_on(interrupted, to_go_on), error=True)
             return 128 + signal.SIGINT
         reason.__notes__ = [*getattr(reason, "__notes__", ()), *getattr(interrupted, "__notes__", ())]
         return _ended_by(reason, to_go_on, with_traceback)
@@ -64,14 +74,14 @@ def run_program(program: Callable[[], int], to_go_on: str | None = None, with_tr
 def _ended_by(error: Exception, to_go_on: str | None, with_traceback: bool) -> int:
     """Says how a program ended. Returns its exit code."""
     if isinstance(error, Stopped):
-        print("Stopped.", _how_to_go_on(error, to_go_on))
+        say(" ".join(["Stopped.", *_how_to_go_on(error, to_go_on)]))
         return 128 + error.number
     _show_traceback(with_traceback)
     if isinstance(error, InputError):
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 2
     if isinstance(error, LeaseLostError):
-        print(f"error: {error}; this job has ended, and wrote nothing more there", file=sys.stderr)
+        say(f"error: {error}; this job has ended, and wrote nothing more there", error=True)
         return 1
     if isinstance(error, ProgramError):
         said = str(error)
@@ -79,20 +89,24 @@ def _ended_by(error: Exception, to_go_on: str | None, with_traceback: bool) -> i
         said = explain(error)
     else:
         said = explain(error) + ("" if with_traceback else f" (for a report: {_keep_traceback()})")
-    print("\n".join(filter(None, (f"error: {said}", _how_to_go_on(error, to_go_on)))), file=sys.stderr)
+    say(f"error: {said}", *_how_to_go_on(error, to_go_on), error=True)
     return 1
 
 
-def _how_to_go_on(error: BaseException, to_go_on: str | None) -> str:
-    return "\n".join(getattr(error, "__notes__", ())) or to_go_on or ""
+def _how_to_go_on(error: BaseException, to_go_on: str | None) -> list[str]:
+    """Lines below the error's own: its notes, or else what the program says."""
+    return list(getattr(error, "__notes__", ())) or ([to_go_on] if to_go_on else [])
 
 
 def prepare_output() -> None:
     """Makes stdout and stderr take whatever is printed, so that output never ends a program.
 
     A letter that a terminal or a log lacks becomes `?`. What nobody reads on, or what a full disk does not take, is
-    lost. A stream that is closed gets a place to go, so that no file that is opened later takes its number.
+    lost. A stream that is closed gets a place to go, so that no file that is opened later takes its number. A warning
+    that is logged is one line.
     """
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(LineFormatter())
     for number, name in ((1, "stdout"), (2, "stderr")):
         try:
             os.fstat(number)
@@ -128,7 +142,7 @@ class Output(io.FileIO):
             self._lost = True
             # `head` has seen enough, and says so by leaving; anything else should not pass unseen.
             if not isinstance(error, BrokenPipeError) and self.fileno() == 1:
-                print(f"warning: the output cannot be written and is lost: {explain(error)}", file=sys.stderr)
+                say(f"warning: the output cannot be written and is lost: {explain(error)}", error=True)
         return size
 
 
@@ -162,7 +176,7 @@ def _leave(code: list[int]) -> None:
 
 def _show_traceback(wanted: bool) -> None:
     if wanted:
-        traceback.print_exc()
+        print(shown_lines(traceback.format_exc().rstrip("\n")), file=sys.stderr)
 
 
 def _keep_traceback() -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from functools import partial
 
-from seqtrack.commands.program import TO_GO_ON, add_settings, add_take_over, read_experiment
+from seqtrack.commands.program import TO_GO_ON, add_settings, add_take_over, read_experiment, say
 from seqtrack.config import ConfigError
 from seqtrack.locations import stem
 
@@ -38,6 +37,6 @@ def run(options: argparse.Namespace) -> int:
 
     from seqtrack.experiments.reproduce import reproduce
 
-    given, say = (options.phase1, options.phase2), partial(print, flush=True)
+    given = (options.phase1, options.phase2)
     reproduced = reproduce(config, options.resume_epoch, given, options.tolerance, say, options.take_over)
     return 0 if reproduced else 1

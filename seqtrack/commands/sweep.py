@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from seqtrack.commands.program import TO_GO_ON, add_settings, add_take_over, read_experiment
+from seqtrack.commands.program import TO_GO_ON, add_settings, add_take_over, read_experiment, say
 from seqtrack.config import find_recipe, recipe_names
 from seqtrack.locations import stem
 
@@ -34,4 +34,4 @@ def run(options: argparse.Namespace) -> int:
 
     from seqtrack.sweeps.run import run as run_sweep
 
-    return run_sweep(config, sweep, take_over=options.take_over)
+    return run_sweep(config, sweep, say, options.take_over)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seqtrack.commands.program import add_weights
+from seqtrack.commands.program import add_weights, say
 from seqtrack.errors import InputError
+from seqtrack.shown import shown
 
 if TYPE_CHECKING:
     from seqtrack.tracker.sources import Shot, Source
@@ -78,10 +78,10 @@ def run(options: argparse.Namespace) -> int:
     tracker = BatchTracker(trained.model, settings, len(boxes), device, options.precision, options.batch)
     folder = Path(options.out or Path("tracks", source.name))
     window = Window(source.name) if options.show else None
-    print(f"{trained.source} on {device}, {len(boxes)} target{'s' if len(boxes) > 1 else ''} in {options.source}")
+    say(f"{trained.source} on {device}, {len(boxes)} target{'s' if len(boxes) > 1 else ''} in {options.source}")
     if first.turned:
         height, width = first.image.shape[:2]
-        print(f"The picture is {first.turned}; boxes are in its pixels as shown, {width} × {height}")
+        say(f"The picture is {first.turned}; boxes are in its pixels as shown, {width} × {height}")
     found: list[tuple[float, ...]] = []
     numbers: list[int] = []
     ended: BaseException | None = None
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         length = len(range(options.start, min(options.stop or length, length), options.stride))
     with (
         Recording(folder, source.name, len(boxes), source.rate, not options.no_video, options.crops) as recording,
-        tqdm(total=length, unit="frame", desc=source.name) as progress,
+        tqdm(total=length, unit="frame", desc=shown(source.name)) as progress,
     ):
         try:
             for followed in follow(tracker, itertools.chain([first], shots), boxes):
@@ -107,13 +107,13 @@ def run(options: argparse.Namespace) -> int:
         except (CutOff, KeyboardInterrupt) as error:
             ended = error
     for file in recording.files:
-        print(f"Wrote {file}")
+        say(f"Wrote {file}")
     if source.annotation is not None:
         kept = [(number, box) for number, box in zip(numbers, found, strict=True) if number < len(source.annotation)]
         iou, frames = mean_iou([box for _, box in kept], source.annotation[[number for number, _ in kept]])
-        print(f"Mean IoU with the annotation {iou:.4f} over {frames} frames")
+        say(f"Mean IoU with the annotation {iou:.4f} over {frames} frames")
     if isinstance(ended, CutOff):
-        print(f"error: {ended}; what was tracked until there is written", file=sys.stderr)
+        say(f"error: {ended}; what was tracked until there is written", error=True)
         return CUT_OFF
     if ended is not None:
         raise ended

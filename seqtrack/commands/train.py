@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import shlex
 import signal
 import sys
 import textwrap
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seqtrack.commands.program import ProgramError, add_settings, add_take_over
+from seqtrack.commands.program import ProgramError, add_settings, add_take_over, say
 from seqtrack.config import (
     Config,
     ConfigError,
@@ -30,6 +29,7 @@ from seqtrack.config import (
 from seqtrack.environment import command, from_here
 from seqtrack.locations import lasting, parent, stem
 from seqtrack.runs.allowances import check_allowances
+from seqtrack.shown import shown_command
 
 if TYPE_CHECKING:
     from seqtrack.experiments.train import Outcome
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.settings:
         for key, default, meaning in setting_docs():
-            print(f"{key} = {default}\n{textwrap.indent(meaning, '    ')}")
+            say(f"{key} = {default}", *textwrap.indent(meaning, "    ").split("\n"))
         return 0
     check_allowances(options.allow_changed)
     config = settings_from_file(options) if options.config else None
@@ -92,8 +92,10 @@ def run(options: argparse.Namespace) -> int:
         outcome = run_training(config, start, options.allow_changed, options.resume_from, options.take_over)
     except (HopelessError, TrainingFailedError) as error:
         newest = newest_checkpoint(RunFolder.of(config))
-        more = f"\nTo go on from {newest.name}: {go_on}" if newest is not None else ""
-        raise ProgramError(f"training failed: {explain_failure(error)}{more}") from error
+        failed = ProgramError(f"training failed: {explain_failure(error)}")
+        if newest is not None:
+            failed.add_note(f"To go on from {newest.name}: {go_on}")
+        raise failed from error
     except (Exception, KeyboardInterrupt) as error:  # whatever ends it, the same command goes on
         error.add_note(f"To go on: {go_on}")
         raise
@@ -101,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
         print_stopped(outcome, go_on)
         return 128 + outcome.stopped_by
     print_outcome(outcome)
-    print(f"Track with it:        {shown(tracking(config, outcome), 'track')}")
+    say(f"Track with it:        {command_to(tracking(config, outcome), 'track')}")
     return 0
 
 
@@ -155,11 +157,11 @@ def again(options: argparse.Namespace, config: Config) -> str:
     if options.allow_changed:
         arguments += ["--allow-changed", ",".join(options.allow_changed)]
     arguments += [override for override in overrides(options) if not override.startswith("RUN.NAME=")]
-    return shown([*arguments, f"RUN.NAME={config.RUN.NAME}"])
+    return command_to([*arguments, f"RUN.NAME={config.RUN.NAME}"])
 
 
-def shown(arguments: Sequence[str], program: str = "train") -> str:
-    return shlex.join(command(program, arguments))
+def command_to(arguments: Sequence[str], program: str = "train") -> str:
+    return shown_command(command(program, arguments))
 
 
 def tracking(config: Config, outcome: Outcome) -> list[str]:
@@ -174,28 +176,29 @@ def tracking(config: Config, outcome: Outcome) -> list[str]:
 
 def print_stopped(outcome: Outcome, go_on: str) -> None:
     name = signal.Signals(outcome.stopped_by or 0).name
-    print(f"\nStopped by {name} after step {outcome.step}; the checkpoint is {outcome.last_checkpoint}")
-    print(f"To go on: {go_on}")
+    say("", f"Stopped by {name} after step {outcome.step}; the checkpoint is {outcome.last_checkpoint}")
+    say(f"To go on: {go_on}")
 
 
 def print_outcome(outcome: Outcome) -> None:
     if outcome.history:
         first, last = outcome.history[0], outcome.history[-1]
-        print(
-            f"\nFinished. Loss {first['loss']:.4f} -> {last['loss']:.4f}, "
-            f"IoU {first['iou']:.4f} -> {last['iou']:.4f} (epoch {first['epoch']} -> {last['epoch']})"
+        say(
+            "",
+            f"Finished. Loss {first['loss']:.4f} -> {last['loss']:.4f}, "
+            f"IoU {first['iou']:.4f} -> {last['iou']:.4f} (epoch {first['epoch']} -> {last['epoch']})",
         )
-    print(f"Checkpoints and log:  {outcome.folder}")
+    say(f"Checkpoints and log:  {outcome.folder}")
     if outcome.last_checkpoint is not None and outcome.history:
         epochs = int(outcome.history[-1]["epoch"])
         more = ["--resume-from", outcome.last_checkpoint, f"TRAIN.EPOCH={2 * epochs}"]
-        print(f"Train on:             {shown(more)}")
+        say(f"Train on:             {command_to(more)}")
     if outcome.tracking_uri.startswith("http"):
-        print(f"Look at the curves:   {outcome.tracking_uri.rstrip('/')}{RUNS_PAGE}")
+        say(f"Look at the curves:   {outcome.tracking_uri.rstrip('/')}{RUNS_PAGE}")
     else:
         ui = [beside_python("mlflow"), "ui", "--backend-store-uri", outcome.tracking_uri]
-        print(f"Look at the curves:   {shlex.join(ui)}")
-        print(f"                      then open http://127.0.0.1:5000{RUNS_PAGE}")
+        say(f"Look at the curves:   {shown_command(ui)}")
+        say(f"                      then open http://127.0.0.1:5000{RUNS_PAGE}")
 
 
 def beside_python(name: str) -> str:

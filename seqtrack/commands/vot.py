@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 
-from seqtrack.commands.program import ProgramError, add_weights, check_extra
+from seqtrack.commands.program import ProgramError, add_weights, check_extra, say
 from seqtrack.commands.track import add_device, add_max_pixels, pick_device
 from seqtrack.errors import InputError
 
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     trained = load_trained(options.weights, options.config)
     settings = TrackerSettings.from_config(trained.config, options.challenge)
     set_precision(options.precision, torch.device(device))
-    print(f"{trained.source} on {device}", file=sys.stderr)
+    say(f"{trained.source} on {device}", error=True)
     if "TRAX_SOCKET" not in os.environ and sys.stdin is not None and sys.stdin.isatty():
         raise InputError("nobody speaks TraX here: the VOT toolkit starts this program (docs/tracking.md)")
     try:

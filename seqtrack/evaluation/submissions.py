@@ -15,6 +15,7 @@ import numpy as np
 
 from seqtrack.data.datasets.annotations import FaultyText
 from seqtrack.data.storage import DataError, first_of
+from seqtrack.data.zips import files_in
 from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import BenchmarkData
 from seqtrack.evaluation.results import Track, parse_times, parse_track
@@ -56,7 +57,7 @@ def read_zip(location: str) -> dict[str, bytes]:
     try:
         filesystem, path = filesystem_at(location)
         with filesystem.open_input_file(path) as file, zipfile.ZipFile(io.BytesIO(file.read())) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir()]
+            infos = files_in(archive.infolist(), lambda fault: DataError(f"{location}: {fault}")).values()
             if sum(info.file_size for info in infos) > LARGEST_ZIP:
                 raise DataError(f"{location}: would unpack to more than {LARGEST_ZIP >> 30} GB")
             return {info.filename: archive.read(info) for info in infos}

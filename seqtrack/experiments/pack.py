@@ -30,6 +30,7 @@ from seqtrack.data.tiling import find_jpegtran
 from seqtrack.experiments.prepare import settle_paths
 from seqtrack.lease import owned
 from seqtrack.locations import filesystem_at, lasting
+from seqtrack.shown import shown
 
 
 def pack(
@@ -109,10 +110,10 @@ def pack_shards(
                 faults.append(str(error.cause))
                 continue
             for frame in done[path].cut_off:
-                tqdm.write(f"warning: {frame} is cut off or empty; packed as it is, and no sample will show it")
+                tqdm.write(shown(f"warning: {frame} is cut off or empty; packed as it is, and no sample will show it"))
             progress.update(int(index.lengths[plan[path]].sum()))
     if faults:
-        raise DataError("\n       ".join([f"{len(faults)} of {len(plan)} files are not packed", *sorted(set(faults))]))
+        raise DataError(f"{len(faults)} of {len(plan)} files are not packed: {'; '.join(sorted(set(faults)))}")
     return [done[path] for path in plan]
 
 

@@ -93,7 +93,8 @@ def _reproduce(
     experiment.check_owner()
     report = experiment.child("report")
     publish_report(config, run1, phase1, phase2, comparison, report, parent_run)
-    say(f"\n{verdict(comparison)}")
+    say("")
+    say(verdict(comparison))
     if comparison is not None:
         say(f"Steps {comparison.first_step + 1} to {comparison.last_step} were compared.")
     say(f"Report:  {child(report.location, 'index.html')}")
@@ -110,7 +111,8 @@ def train_phase(
     config = config.with_settings({"RUN.NAME": f"phase{number}"})
     with own_run(config, take_over) as lease:
         run = open_run(config)
-        say(f"\nPhase {number}, in {run.location}")
+        say("")
+        say(f"Phase {number}, in {run.location}")
         trained = checkpoint_name(config.TRAIN.EPOCH, 0) in whole_checkpoints(run)
         if trained and not due_checkpoints(config, run, open_for_run(config)):
             say("It was trained to its end before.")

@@ -6,6 +6,7 @@ and every annotated frame is there. A download that was interrupted is continued
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from seqtrack.errors import did_you_mean
 from seqtrack.hub_files import make_api
 from seqtrack.integrations.archives import check_archive, check_space, list_files, unpack
 from seqtrack.locations import absolute, is_uri
+from seqtrack.shown import shown
 
 STAGING = ".fetching"
 """The part of the tree's folder that holds what is not yet whole."""
@@ -59,6 +61,7 @@ def fetch(settings: DataConfig, say: Callable[[str], None]) -> None:
         name = PurePosixPath(archive.path).stem
         unpack(Path(path), root / STAGING, partial(sequence_path, name))
         found = check_class(root / STAGING, name)
+        os.sync()  # before the zip goes; in one call, since there are ten thousands of files
         (root / STAGING / name).rename(root / name)
         Path(path).unlink()
         say(f"{name}: {found}")
@@ -70,7 +73,13 @@ def find_archives(api: HfApi, settings: DataConfig) -> tuple[dict[str, RepoFile]
     """class -> its zip, and the repository's revision. Raises DataError for a repository or class that is not there."""
     repo_id = settings.DOWNLOAD_FROM
     files, revision = list_files(api, repo_id)
-    there = {PurePosixPath(file.path).stem: file for file in files if file.path[-4:] == ".zip"}
+    there: dict[str, RepoFile] = {}
+    for file in files:
+        if file.path[-4:] == ".zip":
+            name = PurePosixPath(file.path).stem
+            if name in there or name.startswith(".") or shown(file.path) != file.path:  # the Hub's client prints it
+                raise DataError(f"{repo_id}: {file.path} is not the one zip of a class")
+            there[name] = file
     for name in settings.TRAIN.CLASSES:
         if name not in there:
             hint = did_you_mean(name, there) or f"; it has {', '.join(sorted(there)) or 'no zip'}"

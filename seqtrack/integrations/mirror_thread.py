@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from seqtrack.integrations.store_uri import shown_store
 from seqtrack.model.weights import META_FILE
 from seqtrack.runs.checkpoint import newest_checkpoint
 from seqtrack.runs.folder import RunFolder
+from seqtrack.shown import shown_command
 
 if TYPE_CHECKING:
     from seqtrack.integrations.mlflow import Mirror
@@ -68,7 +68,7 @@ class MirrorThread:
             self._server,
             unsent,
             self._run.location,
-            shlex.join(command("deliver", [self._run.location])),
+            shown_command(command("deliver", [self._run.location])),
         )
 
     @functools.cached_property

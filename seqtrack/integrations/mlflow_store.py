@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from seqtrack.config import Config
 from seqtrack.config.servers import DATABASES, named_experiment
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
-from seqtrack.files import read_text
+from seqtrack.files import read_text, replacing
 from seqtrack.integrations.mirror_state import SECONDS_TO_OPEN
 from seqtrack.integrations.parent_run import parents_of_parts, read_parent, write_parent
 from seqtrack.integrations.store_uri import (
@@ -242,7 +241,6 @@ def _make_database(file: Path) -> None:
     """Makes an empty SQLite store, which appears whole."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as folder:
-        made = Path(folder, file.name)
+    # SQLite lets nobody but the owner write what it makes, so the file is there before it.
+    with replacing(file) as made:
         SqlAlchemyStore(sqlite_uri(made), artifacts_beside(sqlite_uri(file))).engine.dispose()
-        made.replace(file)

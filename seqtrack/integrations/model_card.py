@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -12,6 +11,7 @@ from seqtrack.config import Config
 from seqtrack.evaluation.benchmarks import BENCHMARKS
 from seqtrack.evaluation.protocols import MEASURES
 from seqtrack.evaluation.summary import coverage
+from seqtrack.reports.pages import render
 from seqtrack.runs.evaluations import CheckpointScores
 
 TASK = "object-detection"
@@ -44,26 +44,22 @@ def model_card(
         model_name=repo_id.rpartition("/")[2] if results else None,
         eval_results=results or None,
     )
-    return str(
-        ModelCard.from_template(
-            data,
-            template_str=resources.files("seqtrack.integrations")
-            .joinpath("templates/card.md.jinja")
-            .read_text("utf-8"),
-            repo_id=repo_id,
-            config=config,
-            settings=config.to_yaml(),
-            dataset=dataset,
-            sets=sets,
-            classes=", ".join(dataset.get("classes", {})),
-            history=meta["history"],
-            tables=_tables(evaluations),
-            versions=meta["versions"],
-            revision=meta.get("code_revision", "unknown"),
-            main=main,
-            names=list(names),
-        )
-    )
+    facts = {
+        "card_data": data.to_yaml(),
+        "repo_id": repo_id,
+        "config": config,
+        "settings": config.to_yaml(),
+        "dataset": dataset,
+        "sets": sets,
+        "classes": ", ".join(dataset.get("classes", {})),
+        "history": meta["history"],
+        "tables": _tables(evaluations),
+        "versions": meta["versions"],
+        "revision": meta.get("code_revision", "unknown"),
+        "main": main,
+        "names": list(names),
+    }
+    return str(ModelCard(render("seqtrack.integrations", "card.md.jinja", facts)))
 
 
 def _results(one: CheckpointScores) -> list[EvalResult]:

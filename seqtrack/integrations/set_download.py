@@ -7,6 +7,7 @@ that was interrupted is continued by the next one.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -21,9 +22,11 @@ from seqtrack.data.datasets import got10k, trackingnet
 from seqtrack.data.datasets.catalog import open_training_set
 from seqtrack.data.storage import DataError, Root
 from seqtrack.errors import InputError
+from seqtrack.files import write_atomically
 from seqtrack.hub_files import make_api
 from seqtrack.integrations.archives import check_archive, check_space, is_there, list_files, unpack
 from seqtrack.locations import absolute, is_uri
+from seqtrack.shown import shown
 
 STAGING = ".fetching"
 """The part of the tree's folder that holds what is not yet whole."""
@@ -50,6 +53,9 @@ def fetch(name: str, repo_id: str, place: str, setting: str, partial_set: bool, 
     zips = [file for file in files if is_part(where, file.path)]
     placed = [(file, where(PurePosixPath(file.path))) for file in files]
     plain = [(file, root / path) for file, path in placed if path is not None and path.suffix != ".zip"]
+    for file in (*zips, *(file for file, _ in plain)):
+        if shown(file.path) != file.path:  # the Hub's client would print it
+            raise DataError(f"DATA.DOWNLOAD_FROM {repo_id}: {file.path!r} has a character that cannot be seen")
     if not zips and not plain:
         raise DataError(f"DATA.DOWNLOAD_FROM {repo_id}: has no file of {name} (it has {len(files)} files)")
     staging, tree = root / STAGING, root / STAGING / "tree"
@@ -74,13 +80,14 @@ def fetch(name: str, repo_id: str, place: str, setting: str, partial_set: bool, 
             found.replace(path)
     for file in to_fetch:
         archive = download(file)
-        unpack(archive, tree, partial(place_in, where, PurePosixPath(file.path)))
+        unpack(archive, tree, partial(place_in, where, PurePosixPath(file.path)), staging)
         for inner in sorted(tree.rglob("*.zip")):
-            unpack(inner, tree, partial(place_in, where, PurePosixPath(inner.relative_to(tree))))
+            unpack(inner, tree, partial(place_in, where, PurePosixPath(inner.relative_to(tree))), staging)
             inner.unlink()
+        os.sync()  # before the zip goes; in one call, since there may be a million files
         move_into(tree, root)
-        with (root / DONE).open("a", encoding="utf-8") as list_of_done:
-            list_of_done.write(f"{line_of(file)}\n")
+        done.add(line_of(file))
+        write_atomically(fs.LocalFileSystem(), str(root / DONE), "".join(f"{line}\n" for line in sorted(done)))
         archive.unlink()
         say(f"{file.path}: unpacked")
     shutil.rmtree(staging, ignore_errors=True)

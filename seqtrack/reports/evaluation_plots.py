@@ -16,7 +16,7 @@ from matplotlib.ticker import AutoLocator
 from seqtrack.evaluation.protocols import MEASURES
 from seqtrack.evaluation.summary import Evaluation, interval
 from seqtrack.reports.evaluation_tables import TrackerFacts, main_measure
-from seqtrack.reports.plots import style_axes
+from seqtrack.reports.plots import label, style_axes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6E6E6E", "#8C2D04")
 LINES = ("solid", "dashed", "dotted", "dashdot")
@@ -109,7 +109,7 @@ def attribute_figure(
             hatch=None if look.line == LINES[0] else "///", edgecolor="white", linewidth=0,
         )  # fmt: skip
         axes.vlines(places, between[:, 0], between[:, 1], color="0.35", linewidth=0.8)
-    axes.set_xticks(range(len(groups)), [f"{name}\n{len(rows)}" for name, rows in groups.items()], fontsize=9)
+    axes.set_xticks(range(len(groups)), [f"{label(name)}\n{len(rows)}" for name, rows in groups.items()], fontsize=9)
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.set_ylim(0, 100)
     axes.set_ylabel(f"{MEASURES[measure]} ({group[0].scores.protocol}, %)")
@@ -147,6 +147,4 @@ def epoch_figure(group: Sequence[Evaluation], facts: Mapping[str, TrackerFacts])
 
 def shortened(name: str) -> str:
     """A name for a legend: of a long one, the end, in which names of checkpoints differ."""
-    short = name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
-    plain = short.replace("$", r"\$")  # no formula
-    return f" {plain}" if plain.startswith("_") else plain  # matplotlib hides labels that begin with an underscore
+    return label(name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}")

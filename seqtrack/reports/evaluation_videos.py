@@ -33,6 +33,7 @@ from seqtrack.failures import explain
 from seqtrack.files import is_file, write_atomically
 from seqtrack.locations import filesystem_at
 from seqtrack.reports.evaluation_frames import FrameBoxes, FrameReader, frame_boxes, moved
+from seqtrack.shown import shown
 
 FORMAT = 1
 """Videos of another format are made again."""
@@ -66,7 +67,7 @@ def write_videos(place: str, scored: Evaluation, rows: Sequence[int], colour: tu
     filesystem, path = filesystem_at(place)
     folder = "/".join(map(_file_name, (FOLDER, scored.data.benchmark.name, scored.tracker)))
     clips = [_Clip(scored.data.root, scored.sequences[row], scored.tracks[row], colour) for row in rows]
-    stopped, title = Event(), f"Videos of {scored.tracker} on {scored.data.benchmark.title}"
+    stopped, title = Event(), shown(f"Videos of {scored.tracker} on {scored.data.benchmark.title}")
     rarely = 0.5 if sys.stderr.isatty() else 30.0  # seconds
     with (
         tempfile.TemporaryDirectory() as scratch,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from seqtrack.reports.comparison import Comparison
 from seqtrack.runs.record import METRICS, Phase
+from seqtrack.shown import shown
 
 BLUE, VERMILLION, GREEN = "#56B4E9", "#8C2D04", "#009E73"
 STYLES: Sequence[dict[str, Any]] = (
@@ -138,6 +139,12 @@ def _binned(phase: Phase, values: NDArray[np.float64]) -> tuple[NDArray[np.float
     counts = np.diff(np.append(starts, len(steps)))
     means = np.add.reduceat(values[phase.first_step :], starts) / counts
     return (steps[starts] + counts / 2) / per_epoch, means
+
+
+def label(text: str) -> str:
+    """Text for a figure, where it says just this: no formula, no second line, nothing that matplotlib leaves out."""
+    plain = shown(text).replace("$", r"\$")
+    return f" {plain}" if plain.startswith("_") else plain  # matplotlib hides labels that begin with an underscore
 
 
 def style_axes(axes: Axes) -> Axes:

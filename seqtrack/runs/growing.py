@@ -17,6 +17,7 @@ from typing import Any
 from seqtrack.files import sync_file, sync_folder
 from seqtrack.patience import patiently
 from seqtrack.runs.folder import RunFolder
+from seqtrack.shown import shown
 from seqtrack.transfer import send_file
 
 ANCHOR_BYTES = 256
@@ -25,7 +26,7 @@ BLOCK_BYTES = 2**20
 
 
 class GrowingFile:
-    """A text file in a run's folder that lines are appended to.
+    """A text file in a run's folder that lines are appended to. Whatever is in a line, it is one line.
 
     Object stores cannot append. There lines are added to a copy on this machine's disk, and `flush` sends all of it.
     Nothing is written once the folder is another job's: the training finds that out, and ends, before its next
@@ -49,7 +50,7 @@ class GrowingFile:
         if self._run.local and self._run.lost() is not None:
             return
         with self.place.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(shown(line) + "\n")
         self._changed = True
 
     def cut(self, size: int) -> None:

@@ -14,6 +14,7 @@ from pyarrow import ArrowException
 
 from seqtrack.runs.folder import RunFileError, RunFolder
 from seqtrack.runs.growing import GrowingFile, Tail, line_blocks, lines_from_end
+from seqtrack.shown import shown
 
 LOG_FILE = "train.log"
 METRICS_FILE = "metrics.jsonl"
@@ -188,7 +189,7 @@ class LogFollower:
     def _show(self) -> None:
         try:
             for lines in self._tail.read():
-                self._print("".join(line + "\n" for line in lines))
+                self._print("".join(shown(line) + "\n" for line in lines))
         except (OSError, ArrowException):  # the object store cannot be reached; the next look tries again
             return
 

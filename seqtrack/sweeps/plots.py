@@ -14,7 +14,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator
 
-from seqtrack.reports.plots import BLUE, LABELS, SIZE, VERMILLION, style_axes
+from seqtrack.reports.plots import BLUE, LABELS, SIZE, VERMILLION, label, style_axes
 from seqtrack.sweeps.results import SEED, Group, Trial
 from seqtrack.sweeps.settings import Sweep
 
@@ -60,9 +60,9 @@ def _curves(groups: Sequence[Group], key: str, sweep: Sweep) -> Figure:
     for trial, value, shade in zip(trials, values, shades, strict=True):
         history = _measured(trial, sweep)
         epochs = [epoch["epoch"] for epoch in history]
-        label = None if json.dumps(value) in seen else _text(value)
+        name = None if json.dumps(value) in seen else _text(value)
         seen.add(json.dumps(value))
-        axes.plot(epochs, [epoch[sweep.metric] for epoch in history], color=shade, label=label, linewidth=1.5,
+        axes.plot(epochs, [epoch[sweep.metric] for epoch in history], color=shade, label=name, linewidth=1.5,
                   marker="o" if len(epochs) == 1 else "", markersize=4)  # fmt: skip
         if not trial.finished:
             axes.plot(epochs[-1], history[-1][sweep.metric], marker="x", color=shade, markersize=7, mew=1.8)
@@ -140,4 +140,4 @@ def _spans(values: Sequence[float]) -> bool:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else label(str(value))

@@ -20,6 +20,7 @@ from seqtrack.runs.checkpoint import whole_checkpoints
 from seqtrack.runs.compatibility import FRAMES
 from seqtrack.runs.evaluations import auc_by_checkpoint, read_evaluations
 from seqtrack.runs.folder import RunFileError, RunFolder, read_settings
+from seqtrack.shown import shown
 from seqtrack.sums import checkpoint_name
 from seqtrack.sweeps.settings import Params, Sweep, parse_sweep
 
@@ -213,7 +214,7 @@ def trials_table(trials: Sequence[Trial], sweep: Sweep) -> pa.Table:
                 "trial": trial.name,
                 **trial.params,
                 "status": trial.note.status,
-                "reason": trial.note.reason,
+                "reason": _text_cell(trial.note.reason),
                 "epochs": len(trial.history),
                 **{name: last.get(name) for name in ("loss", "iou", "accuracy", "grad_norm", "lr", "auc")},
                 f"best_{sweep.metric}": best(values, default=None),
@@ -222,6 +223,11 @@ def trials_table(trials: Sequence[Trial], sweep: Sweep) -> pa.Table:
             }
         )
     return pa.Table.from_pylist(rows)
+
+
+def _text_cell(text: str) -> str:
+    """The text of others in one line, which no spreadsheet takes for a formula."""
+    return f"'{shown(text)}" if text.startswith(("=", "+", "-", "@")) else shown(text)
 
 
 def _sortable(value: Any) -> tuple[int, float, str]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +27,7 @@ from seqtrack.lease import Lease
 from seqtrack.locations import child, lasting
 from seqtrack.model.weights import Weights, starting_weights
 from seqtrack.runs.folder import RunFolder, open_run, own_run, write_settings
+from seqtrack.shown import shown_command
 from seqtrack.sweeps.observer import Observer, interrupt_when_ended
 from seqtrack.sweeps.plan import announce, plan_trials, plan_work
 from seqtrack.sweeps.results import (
@@ -49,13 +48,7 @@ from seqtrack.transfer import send
 logger = logging.getLogger(__name__)
 
 
-def say_at_once(line: str) -> None:
-    """Prints a line, at once even where the output is no console."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-def run(config: Config, sweep: Sweep, say: Callable[[str], None] = say_at_once, take_over: bool = False) -> int:
+def run(config: Config, sweep: Sweep, say: Callable[[str], None], take_over: bool = False) -> int:
     """Runs every trial that an earlier start of the sweep did not end, writes the summary and tells MLflow.
 
     `config` has a RUN.NAME, and `sweep` fits it (`Sweep.check`). `say` gets the lines for the console. `take_over`:
@@ -116,7 +109,9 @@ def _run(config: Config, sweep: Sweep, say: Callable[[str], None], lease: Lease,
                 make_tuner(setting, plan, work, earlier, observer).fit()
             observer.close()
             trials = read_trials(folder)
-            say(f"\n{publish_summary(setting, trials, parent)}")
+            result = publish_summary(setting, trials, parent)
+            say("")
+            say(result)
         except KeyboardInterrupt:
             raise interruption.reason() or Stopped(stop.received or signal.SIGINT) from None
 
@@ -157,4 +152,4 @@ def where_results_are(trials: Sequence[Trial], folder: RunFolder) -> Iterator[st
     yield f"All trials:   {child(folder.location, 'trials.csv')}"
     if any(trial.finished for trial in trials):
         best = command("train", ["--config", child(folder.location, "best_config.yaml")])
-        yield f"Train on it:  {shlex.join(best)}"
+        yield f"Train on it:  {shown_command(best)}"

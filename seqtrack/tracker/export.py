@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from seqtrack.errors import InputError
 from seqtrack.failures import explain
+from seqtrack.files import replacing
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.tracker.settings import TrackerSettings
 from seqtrack.tracker.tracker import CONFIDENCE_SCALE, MARGIN, tokens_to_crop
@@ -66,21 +66,16 @@ def export(model: SeqTrack, settings: TrackerSettings, recipe: str, target: Path
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     if size > LARGEST:
         raise InputError(f"the model has {size:,} bytes of weights, and one ONNX file holds {LARGEST:,} at most")
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    with written(target):
-        partial.touch()  # a place where nothing can be written is said before the work
     try:
-        graph = to_onnx(model, settings)
-        graph.metadata_props.update(describe(model, settings, recipe))
-        with written(target):
-            ir.save(graph, partial)
-        del graph  # it is as large as the model
-        deviation = largest_deviation(partial, model, settings)
-        with written(target):
-            partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return deviation
+        with replacing(target) as partial:  # a place where nothing can be written is said before the work
+            graph = to_onnx(model, settings)
+            graph.metadata_props.update(describe(model, settings, recipe))
+            with written(target):
+                ir.save(graph, partial)
+            del graph  # it is as large as the model
+            return largest_deviation(partial, model, settings)
+    except OSError as error:
+        raise cannot_be_written(target, error) from error
 
 
 @contextmanager
@@ -89,7 +84,11 @@ def written(target: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # those of the system, of protobuf, and of the library that writes
-        raise InputError(f"{target}: cannot be written ({explain(error)})") from error
+        raise cannot_be_written(target, error) from error
+
+
+def cannot_be_written(target: Path, error: Exception) -> InputError:
+    return InputError(f"{target}: cannot be written ({explain(error)})")
 
 
 def to_onnx(model: SeqTrack, settings: TrackerSettings) -> ir.Model:

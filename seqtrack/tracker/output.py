@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
 
@@ -17,13 +18,13 @@ COLUMNS = ("frame", "time", "target", "x", "y", "w", "h", "confidence")
 class Tables:
     """`boxes.csv` and, for each target, a text file in the format that all tools share, with its times beside it."""
 
-    def __init__(self, folder: Path, name: str, targets: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, name: str, targets: int, place: Callable[[Path], Path]) -> None:
+        """`place`: gives the path that a file is written to for now."""
         names = [name] if targets == 1 else [f"{name}_{target + 1}" for target in range(targets)]
         self.files = [folder / "boxes.csv", *(folder / f"{one}.txt" for one in names)]
-        self._times = [folder / f"{one}_time.txt" for one in names]
+        times = [folder / f"{one}_time.txt" for one in names]
         self._open: list[TextIO] = [
-            path.open("w", encoding="utf-8", newline="") for path in (*self.files, *self._times)
+            place(path).open("w", encoding="utf-8", newline="") for path in (*self.files, *times)
         ]
         self._csv = csv.writer(self._open[0])
         self._csv.writerow(COLUMNS)
@@ -38,5 +39,7 @@ class Tables:
             self._open[1 + self._targets + target].write(time_line(seconds / len(found)))
 
     def close(self) -> None:
-        for file in self._open:
-            file.close()
+        """Raises OSError where what was written last does not fit on the disk; all files are closed then, too."""
+        with ExitStack() as stack:
+            for file in self._open:
+                stack.callback(file.close)

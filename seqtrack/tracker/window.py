@@ -9,6 +9,7 @@ import cv2
 
 from seqtrack.data.decoding import Image
 from seqtrack.errors import InputError
+from seqtrack.shown import shown
 
 HELP = "space: pause, r: select the target anew, q: end"
 SPACE, ESCAPE = ord(" "), 27
@@ -41,7 +42,7 @@ class Window:
     def __init__(self, title: str) -> None:
         """Raises InputError where there is no screen."""
         check_screen("--show")
-        self._title = f"{title} ({HELP})"
+        self._title = shown(f"{title} ({HELP})")
         self.selected: list[tuple[float, ...]] = []
         """Boxes that were drawn in the last frame shown, to go on with."""
 

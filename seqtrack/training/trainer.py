@@ -131,6 +131,6 @@ def forget_wrong_list(run: RunFolder) -> None:
 
 
 def explain_failure(error: Exception) -> str:
-    """The workers' own errors, each in a line, without the layers that carried them here."""
+    """The workers' own errors, in one line, without the layers that carried them here."""
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else [error]
-    return "\n".join(sorted({explain(failure) for failure in failures})) or explain(error)
+    return "; ".join(sorted({explain(failure) for failure in failures})) or explain(error)

@@ -175,3 +175,12 @@ def test_a_repository_that_will_not_do_is_named(
 def test_only_a_folder_is_downloaded_into(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fetch", "--set", "TRACKINGNET", "--from", REPO, f"DATA.ROOTS={{TRACKINGNET: {root}}}"]) == 2
     assert f"DATA.ROOTS.TRACKINGNET {root}: not a folder of this machine" in capsys.readouterr().err
+
+
+def test_a_file_whose_name_steers_a_terminal_is_refused(
+    dataset_hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset_hub.add(REPO, {"TRAIN_0/anno/a\x1b[31m.txt": b"1,2,3,4"}, kind="datasets")
+    assert fetch("TRACKINGNET", tmp_path / "a") == 2
+    assert r"'TRAIN_0/anno/a\x1b[31m.txt' has a character that cannot be seen" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

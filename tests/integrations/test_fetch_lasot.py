@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from seqtrack import cli
-from tests.integrations.copies import read_tree, zipped
+from seqtrack.shown import shown
+from tests.integrations.copies import Member, crafted, read_tree, zipped
 from tests.integrations.hub_server import Fault, HubServer
 
 REPO = "someone/lasot"
@@ -131,6 +132,8 @@ def link() -> bytes:
         (zipped({"coin/coin-1/a.txt": b"", "coin/coin-1/../../../escaped": b""}), "points out of its folder"),
         (zipped({"/coin/coin-1/escaped": b""}), "points out of its folder"),
         (link(), "points out of its folder"),
+        (crafted(Member("coin/coin-1/a.txt"), Member("")), "coin.zip: '' names no file; nothing was unpacked"),
+        (crafted(Member("coin/coin-1/img"), Member("coin/coin-1/img/1.jpg")), "would be a file and the folder of"),
         (b"not a zip at all", "cannot be unpacked"),
         (zipped({"kite/kite-1/groundtruth.txt": b"1,2,3,4"}), "class coin has no sequence"),
         (zipped({"coin/coin-1/groundtruth.txt": b"1,2,3"}), "line 1 has 3 numbers, not 4"),
@@ -142,7 +145,17 @@ def link() -> bytes:
             "1 of 1 annotated frames are missing, first 00000001.jpg",
         ),
     ],
-    ids=["parent", "absolute", "link", "no zip", "another class", "annotations", "frames"],
+    ids=[
+        "parent",
+        "absolute",
+        "link",
+        "empty name",
+        "file and folder",
+        "no zip",
+        "another class",
+        "annotations",
+        "frames",
+    ],
 )
 def test_a_zip_that_will_not_do_leaves_the_tree_alone(
     server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], archive: bytes, message: str
@@ -193,3 +206,13 @@ def test_a_disk_that_is_too_small_is_said_at_once(
     assert fetch(tmp_path) == 2
     assert "GB are needed, 0.0 GB are free" in capsys.readouterr().err
     assert downloads(server, "coin") == 0
+
+
+@pytest.mark.parametrize("names", [["a/coin.zip", "b/coin.zip"], ["...zip"], ["coin\x1b[31m.zip"], ["x\n/coin.zip"]])
+def test_a_zip_whose_name_is_no_class_is_refused(
+    server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], names: list[str]
+) -> None:
+    server.add(REPO, dict.fromkeys(names, b""), kind="datasets")
+    assert fetch(tmp_path / "lasot", "") == 2
+    assert capsys.readouterr().err == f"error: {REPO}: {shown(names[-1])} is not the one zip of a class\n"
+    assert list(tmp_path.iterdir()) == []

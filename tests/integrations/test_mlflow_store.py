@@ -213,3 +213,15 @@ def test_a_store_appears_when_it_is_whole(tracked: Tracked, tmp_path: Path, monk
     assert not (tmp_path / "new/mlflow.db").exists()
     Mirror(config, run).sync()
     assert (tmp_path / "new/mlflow.db").exists()
+
+
+@pytest.mark.parametrize("mask", [0o002], ids=oct)
+def test_a_store_in_a_file_can_be_written_by_those_that_the_umask_lets(tmp_path: Path, mask: int) -> None:
+    """SQLite's own choice is 0644 at most."""
+    before = os.umask(mask)
+    try:
+        mlflow_store._make_database(tmp_path / "mlflow.db")
+    finally:
+        os.umask(before)
+    assert oct((tmp_path / "mlflow.db").stat().st_mode & 0o777) == oct(0o666 & ~mask)
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]

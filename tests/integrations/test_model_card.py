@@ -7,6 +7,8 @@ from huggingface_hub import ModelCard
 
 from seqtrack.config import Config, parse_config
 from seqtrack.integrations.model_card import model_card
+from seqtrack.runs.evaluations import CheckpointScores
+from seqtrack.shown import shown
 from tests.settings import make_tiny_settings
 
 LASOT = {"sequences": 4, "frames": 1200, "classes": {"coin": {}, "kite": {}}, "fingerprint": "0123"}
@@ -43,3 +45,22 @@ def test_a_card_names_each_of_several_training_sets() -> None:
     ) in card.text
     assert "The data sets' own terms apply to what is trained on them." in card.text
     assert card.data.get("datasets") is None
+
+
+def test_a_card_says_just_what_names_and_settings_are() -> None:
+    evil = "<script>|`\n\x1b[31m![](http://x)"
+    config = parse_config(make_tiny_settings(Path("```x"), Path("runs")), "tiny")
+    meta = {
+        "dataset": LASOT | {"classes": {evil: {}}, "fingerprint": evil},
+        "history": [],
+        "versions": {"torch": evil, "timm": "1"},
+        "code_revision": evil,
+    }
+    scores = CheckpointScores("checkpoint_epoch_0001", 6, evil, "pytracking", 4, 4, {"auc": 1.0})
+    card = ModelCard(model_card("me/model", config, meta, "checkpoint_epoch_0001", ["checkpoint_epoch_0001"], [scores]))
+    said = r"&lt;script&gt;\|\`\n\x1b[31m![\](http://x)"
+    assert f"classes: {said})." in card.text and f"{said}, 4 of 4 sequences, protocol pytracking:" in card.text
+    assert r"code revision `<script>|'\n\x1b[31m![](http://x)`, seed" in card.text
+    assert all(shown(line) == line for line in card.text.split("\n"))
+    assert card.text.count("\n````yaml\n") == 1 and "ROOT: '```x'\n" in card.text
+    assert "hf://me/model/checkpoints/checkpoint_epoch_0001" in card.text

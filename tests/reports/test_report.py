@@ -56,7 +56,7 @@ def test_the_report_says_what_ran_and_shows_how_it_went(
         assert "Phase 2 against phase 1: bitwise equal" in document
         for fact in ("coin", "kite", "0123456789abcdef", "torch", "2.14.1", "cpu, 1 thread", "f" * 64, "3 – 4"):
             assert fact in document
-    assert "abc&lt;1&gt;" in page and "abc<1>" in text
+    assert all("abc&lt;1&gt;" in document and "abc<1>" not in document for document in (page, text))
     assert re.search(r"\| 3 \| 2\.\d+ \| 2\.\d+ \| 0 \|", text)
 
 

@@ -307,6 +307,6 @@ def test_the_job_reads_the_starting_weights_of_all_trials_unless_they_differ_and
     config = parse_config(make_tiny_settings(lasot_root, tmp_path), "tiny").with_settings({"RUN.NAME": "sweep"})
     sweep = Sweep.model_validate({"parameters": {key: {"choice": [1, 2]}}, "trials": 2})
     with pytest.raises(Joined):
-        run.run(config, sweep)
+        run.run(config, sweep, lambda line: None)
     assert len(read) == (1 if shared else 0)
     assert ("HF_TOKEN" in kept) == (not shared)

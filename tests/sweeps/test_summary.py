@@ -10,6 +10,7 @@ import pytest
 from pyarrow import csv, parquet
 
 from seqtrack.config import Config, load_config
+from seqtrack.shown import shown
 from seqtrack.sweeps.plan import plan_trials
 from seqtrack.sweeps.results import Status, Trial, TrialNote, best_group, group_by_seed
 from seqtrack.sweeps.settings import Sweep, trial_name
@@ -114,3 +115,15 @@ def test_the_cluster_holds_what_it_can(
     plan = plan_trials(Config().with_settings({"TRAIN.BATCH_SIZE": 48} | settings), sweep, cluster)
     assert (plan.held, plan.concurrency, plan.resources.cpus_per_worker) == (held, running, cpus)
     assert plan.config.RUN.MIN_WORKERS is None
+
+
+def test_the_reason_of_a_failure_is_a_cell_of_one_line_that_is_no_formula(tiny_config: Config, tmp_path: Path) -> None:
+    reasons = ['=HYPERLINK("http://x","a")', 'a\n\x1b[31m, "b"', "猫"]
+    trials = [trial(0.1, seed, 0.0, "failed", 0, reason) for seed, reason in enumerate(reasons)]
+    write_summary(tiny_config, SWEEP, trials, tmp_path)
+    assert csv.read_csv(tmp_path / "trials.csv")["reason"].to_pylist() == [
+        '\'=HYPERLINK("http://x","a")',
+        r'a\n\x1b[31m, "b"',
+        "猫",
+    ]
+    assert all(shown(line) == line for line in (tmp_path / "summary.md").read_text().split("\n"))

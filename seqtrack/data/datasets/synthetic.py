@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,10 +80,10 @@ def write_synthetic(folder: Path, settings: SyntheticConfig) -> None:
 def unfinished_folder(folder: Path) -> Iterator[Path]:
     """A folder to be filled, which becomes `folder` at the end, and disappears if something is raised."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")  # several processes may write the same folder
+    unfinished.mkdir()
     try:
         yield unfinished
-        unfinished.chmod(0o755)
         unfinished.replace(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
