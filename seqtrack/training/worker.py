@@ -26,7 +26,7 @@ from seqtrack.failures import explain
 from seqtrack.model.precision import set_precision
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoint
 from seqtrack.runs.folder import RunFolder
-from seqtrack.runs.history import note_first_checkpoint
+from seqtrack.runs.history import await_metrics, note_first_checkpoint
 from seqtrack.runs.log import MetricsFile, RunLogHandler
 from seqtrack.training.coordination import OwnerCheck
 from seqtrack.training.loop import Ended, HopelessError, Surroundings, TrainingLoop, UnwritableError
@@ -84,6 +84,8 @@ def train_worker(settings: dict[str, Any]) -> Ended:
         hardware, resumed_from = _hardware(device, state.compiled), None
         if start is not None:
             resumed_from = restore(state, start, config, job.dataset, job.allow_changed, rank, hardware, job.run)
+        if rank == 0 and start is not None and start.run.path == job.run.path:
+            await_metrics(job.run, state.step)
         model, make_gradients = _prepare_model(config, state, rank, world_size)
         _announce(config, state, world_size, hardware)
         surroundings = Surroundings(
