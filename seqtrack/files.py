@@ -27,26 +27,28 @@ def is_file(filesystem: fs.FileSystem, path: str) -> bool:
     return bool(filesystem.get_file_info(path).type == fs.FileType.File)
 
 
-def read_text(filesystem: fs.FileSystem, path: str) -> str | None:
-    """The text of a file, or None if there is no such file. Raises OSError.
-
-    One answer of an object store that there is none is not believed: its list of the folder must say so, too. Bytes
-    that are not UTF-8, as at the end of a line that is being written, become replacement characters.
-    """
-    for _ in range(TRIES):
-        if not is_file(filesystem, path) and not _is_listed(filesystem, path):
-            return None
-        with suppress(FileNotFoundError), filesystem.open_input_stream(path) as file:
-            return str(file.read().decode(errors="replace"))
-    raise FileNotFoundError(f"{path}: is listed, and cannot be read")
-
-
-def _is_listed(filesystem: fs.FileSystem, path: str) -> bool:
-    """Whether an object store lists an object of this name."""
+def has_file(filesystem: fs.FileSystem, path: str) -> bool:
+    """Whether there is a file. One answer of an object store that there is none is not believed: its list of the folder
+    must say so, too."""
+    if is_file(filesystem, path):
+        return True
     if isinstance(filesystem, fs.LocalFileSystem):
         return False
     around = fs.FileSelector(path.rpartition("/")[0], allow_not_found=True)
     return any(info.path == path and info.type == fs.FileType.File for info in filesystem.get_file_info(around))
+
+
+def read_text(filesystem: fs.FileSystem, path: str) -> str | None:
+    """The text of a file, or None if there is no such file, as `has_file` finds out. Raises OSError.
+
+    Bytes that are not UTF-8, as at the end of a line that is being written, become replacement characters.
+    """
+    for _ in range(TRIES):
+        if not has_file(filesystem, path):
+            return None
+        with suppress(FileNotFoundError), filesystem.open_input_stream(path) as file:
+            return str(file.read().decode(errors="replace"))
+    raise FileNotFoundError(f"{path}: is listed, and cannot be read")
 
 
 def write_atomically(filesystem: fs.FileSystem, path: str, content: str | bytes, patience: float | None = None) -> None:

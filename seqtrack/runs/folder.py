@@ -73,7 +73,7 @@ class RunFolder:
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name."""
-        return files.is_file(self.filesystem, self.file(name))
+        return files.has_file(self.filesystem, self.file(name))
 
     @contextmanager
     def owned(self, take_over: bool = False, setting: str | None = None, job: str | None = None) -> Iterator[Lease]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -27,6 +28,7 @@ RAYS_LIST = "checkpoint_manager_snapshot.json"
 LOOKS = (0.5, 1.0, 2.0)
 """Seconds to wait before a folder is looked at again that fails, or does not show what it should have."""
 Found = TypeVar("Found")
+logger = logging.getLogger("seqtrack.training")
 
 
 def note_first_checkpoint(stored: StoredCheckpoint) -> None:
@@ -99,6 +101,18 @@ def position(name: str) -> tuple[int, int]:
     match = NAME.fullmatch(name)
     assert match is not None
     return int(match[1]), int(match[2] or 0)
+
+
+def await_metrics(run: RunFolder, step: int) -> None:
+    """Before `metrics.jsonl` of a run that goes on after some steps is opened: looks again if it does not show.
+
+    Its records up to a checkpoint are written before the checkpoint, so a folder without them is an old view of it.
+    """
+    for pause in LOOKS:
+        if step == 0 or asked_again(lambda: run.has(METRICS_FILE)):
+            return
+        time.sleep(pause)
+    logger.warning("%s: is not there; the records of the first %d steps are lost", run.file(METRICS_FILE), step)
 
 
 def asked_again(look: Callable[[], Found]) -> Found:

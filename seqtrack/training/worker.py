@@ -28,7 +28,7 @@ from seqtrack.model.precision import set_precision
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoint
 from seqtrack.runs.compatibility import FRAMES
 from seqtrack.runs.folder import RunFolder
-from seqtrack.runs.history import note_first_checkpoint
+from seqtrack.runs.history import await_metrics, note_first_checkpoint
 from seqtrack.runs.log import MetricsFile, RunLogHandler
 from seqtrack.training.coordination import OwnerCheck
 from seqtrack.training.loop import Ended, HopelessError, Surroundings, TrainingLoop, UnwritableError
@@ -90,6 +90,8 @@ def train_worker(settings: dict[str, Any]) -> Ended:
             resumed_from = restore(
                 state, start, config, job.dataset, job.allow_changed, rank, hardware, job.run, job.frames
             )
+        if rank == 0 and start is not None and start.run.path == job.run.path:
+            await_metrics(job.run, state.step)
         model, make_gradients = _prepare_model(config, state, rank, world_size)
         _announce(config, state, world_size, hardware)
         stop = StopWatch(job.stop) if rank == 0 else None

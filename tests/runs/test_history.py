@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from seqtrack.config import Config
+from seqtrack import files
+from seqtrack.config import SETTINGS_FILE, Config
 from seqtrack.experiments.prepare import prepare
+from seqtrack.locations import child
 from seqtrack.runs import history
 from seqtrack.runs.checkpoint import CheckpointError, StoredCheckpoint, newest_checkpoint
 from seqtrack.runs.evaluations import EVALUATIONS_FILE
 from seqtrack.runs.folder import RunFolder, write_settings
-from seqtrack.runs.history import FIRST_FILE, RAYS_LIST, note_first_checkpoint, own_checkpoint
-from seqtrack.runs.log import METRICS_FILE
+from seqtrack.runs.history import FIRST_FILE, RAYS_LIST, await_metrics, note_first_checkpoint, own_checkpoint
+from seqtrack.runs.log import LOG_FILE, METRICS_FILE, MetricsFile, append_to_log
 from tests.checkpoints import save
+from tests.object_stores import s3_bucket
 
 
 @pytest.fixture(autouse=True)
@@ -142,3 +145,50 @@ def test_a_folder_that_cannot_be_listed_is_named(
     with pytest.raises(CheckpointError, match=rf"^{run.location}: cannot be read \(timed out\)$"):
         prepare(tiny_config)
     assert isinstance(run.filesystem, fs.LocalFileSystem)
+
+
+@pytest.fixture
+def stored(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunFolder]:
+    """A run in an object store, whose server says of the next file that it is asked for that it is not there."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with s3_bucket() as location:
+        run = RunFolder.at(child(location, "run"))
+        for name in (LOG_FILE, METRICS_FILE, SETTINGS_FILE):
+            run.write(name, records(last=3))
+        answers, is_file = iter([False]), files.is_file
+        monkeypatch.setattr(files, "is_file", lambda *place: next(answers, None) is None and is_file(*place))
+        yield run
+
+
+def test_one_404_does_not_replace_the_log(stored: RunFolder) -> None:
+    append_to_log(stored, ["second line"])
+    assert stored.read_text(LOG_FILE) == records(last=3) + "second line\n"
+
+
+def test_one_404_does_not_empty_the_records(stored: RunFolder) -> None:
+    file = MetricsFile(stored, 3)
+    file.add({"step": 4, "time": 1})
+    file.flush()
+    assert (stored.read_text(METRICS_FILE) or "").startswith(records(last=3))
+
+
+def test_one_404_does_not_hide_the_settings(stored: RunFolder) -> None:
+    assert stored.read_text(SETTINGS_FILE) == records(last=3)
+
+
+def test_records_that_do_not_show_yet_are_waited_for(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.write(METRICS_FILE, records(last=3))
+    answers, has = iter([False, False]), RunFolder.has
+    monkeypatch.setattr(RunFolder, "has", lambda *asked: next(answers, None) is None and has(*asked))
+    await_metrics(run, 3)
+    assert next(answers, None) is None
+    MetricsFile(run, 3)
+    assert run.read_text(METRICS_FILE) == records(last=3)
+
+
+def test_records_that_are_lost_are_said_to_be(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    await_metrics(run, 0)
+    assert not caplog.records
+    await_metrics(run, 12)
+    assert "metrics.jsonl: is not there; the records of the first 12 steps are lost" in caplog.text
