@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray.exceptions
 import torch
 
 from seqtrack.config import Config, ConfigError, parse_config
@@ -21,7 +22,7 @@ from seqtrack.integrations import mirror_state
 from seqtrack.integrations.mirror_state import MIRROR_FILE, MirrorState, await_mlflow_run
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, checkpoint_name, write_checkpoint
 from seqtrack.runs.folder import RunFileError, RunFolder
-from seqtrack.sweeps import run
+from seqtrack.sweeps import run, trial
 from seqtrack.sweeps.plan import plan_work
 from seqtrack.sweeps.results import (
     DATA_FILE,
@@ -310,3 +311,27 @@ def test_the_job_reads_the_starting_weights_of_all_trials_unless_they_differ_and
         run.run(config, sweep, lambda line: None)
     assert len(read) == (1 if shared else 0)
     assert ("HF_TOKEN" in kept) == (not shared)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ray.exceptions.ActorDiedError(), ray.exceptions.NodeDiedError("gone"), ray.exceptions.RaySystemError("no raylet")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_trial_whose_controller_is_lost_has_failed_with_a_line_and_may_be_tried_again(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tiny_config: Config, error: ray.exceptions.RayError
+) -> None:
+    def train(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(trial, "_train", train)
+    monkeypatch.setattr(trial, "is_stop_requested", lambda _: False)
+    ours = folder.child(TRIALS).child("SEED=1")
+    setting: Any = SimpleNamespace(
+        trial_config=lambda _: tiny_config, trial_folder=lambda _: ours, sweep=SEEDS, stop=None
+    )
+    with pytest.raises(trial.TrialFailed, match=f"^{type(error).__name__}: "):
+        trial.run_trial({"SEED": 1}, setting)
+    note = read_note(ours)
+    assert note is not None and (note.status, note.hopeless) == ("failed", False)
+    assert note.reason.startswith(f"{type(error).__name__}: ") and "\n" not in note.reason
