@@ -103,6 +103,7 @@ def test_a_run_that_goes_on_is_one_run_with_every_step_once(server: MlflowServer
     _, found = the_run(config)
     assert found.info.status == "FINISHED"
     assert found.data.tags["phase"] == "first"
+    assert found.data.tags["trained_again"].startswith("steps 21 to 30 : ")
     assert found.data.params["TRAIN.LR"] == "0.001"
     assert {"config.yaml", "train.log"} <= artifacts(config)
 

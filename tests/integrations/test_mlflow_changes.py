@@ -68,24 +68,26 @@ def train(run: RunFolder, start: int, stop: int, loss: float, clock: int = 0) ->
     file.flush()
 
 
+CHANGES: dict[str, tuple[list[tuple[int, float]], str | None]] = {
+    "once": ([(0, 0.001), (6, 0.002)], "0.002 since step 6 (before: 0.001)"),
+    "goes on": ([(0, 0.001), (6, 0.002), (9, 0.002)], "0.002 since step 6 (before: 0.001)"),
+    "twice": ([(0, 0.001), (6, 0.002), (12, 0.004)], "0.004 since step 12 (before: 0.002 since step 6, 0.001)"),
+    "and back": ([(0, 0.001), (6, 0.002), (12, 0.001)], "0.001 since step 12 (before: 0.002 since step 6, 0.001)"),
+    "killed, then another": ([(0, 0.001), (6, 0.002), (6, 0.003)], "0.003 since step 6 (before: 0.001)"),
+    "killed, then back": ([(0, 0.001), (6, 0.002), (6, 0.001)], None),
+    "before a checkpoint": ([(0, 0.001), (0, 0.002)], "0.002 since step 0 (before: 0.001)"),
+}
+"""Starts of a run, with their step and TRAIN.LR, and what the tag says at last."""
+
+
 @pytest.mark.parametrize(
-    ("starts", "told"),
-    [
-        ([(0, 0.001), (6, 0.002)], "0.002 since step 6 (before: 0.001)"),
-        ([(0, 0.001), (6, 0.002), (9, 0.002)], "0.002 since step 6 (before: 0.001)"),
-        ([(0, 0.001), (6, 0.002), (12, 0.004)], "0.004 since step 12 (before: 0.002 since step 6, 0.001)"),
-        ([(0, 0.001), (6, 0.002), (12, 0.001)], "0.001 since step 12 (before: 0.002 since step 6, 0.001)"),
-        ([(0, 0.001), (6, 0.002), (6, 0.003)], "0.003 since step 6 (before: 0.001)"),
-        ([(0, 0.001), (6, 0.002), (6, 0.001)], None),
-        ([(0, 0.001), (0, 0.002)], "0.002 since step 0 (before: 0.001)"),
-    ],
-    ids=["once", "goes on", "twice", "and back", "killed, then another", "killed, then back", "before a checkpoint"],
+    ("which", "away"), [*((which, False) for which in CHANGES), ("twice", True), ("killed, then back", True)]
 )
-@pytest.mark.parametrize("away", [False, True], ids=["", "server away until the end"])
 def test_a_setting_that_a_later_start_changed_has_a_tag_with_its_step(
-    made: tuple[Config, RunFolder], starts: list[tuple[int, float]], told: str | None, away: bool
+    made: tuple[Config, RunFolder], which: str, away: bool
 ) -> None:
-    config, run = made
+    """`away`: the store cannot be reached before the end."""
+    (config, run), (starts, told) = made, CHANGES[which]
     for step, rate in starts:
         config = config.with_settings({"TRAIN.LR": rate, "RUN.WORKERS": 1 + (step > 0)})
         mirror = begin(config, run, step)
@@ -123,9 +125,8 @@ def test_a_change_that_only_mlflow_remembers_is_told_without_its_step(made: tupl
     assert page(config, run).data.tags["changed/TRAIN.LR"] == "0.5 (before: 0.001)"
 
 
-@pytest.mark.parametrize("clock", [1000, -500_000], ids=["", "clock behind"])
+@pytest.mark.parametrize(("at", "clock"), [(20, 1000), (13, 1000), (0, 1000), (20, -500_000), (0, -500_000)])
 @pytest.mark.parametrize("alive", [True, False], ids=["worker killed", "job killed"])
-@pytest.mark.parametrize("at", [20, 13, 0], ids=["at a record", "between records", "no checkpoint"])
 def test_points_of_a_killed_start_are_replaced_by_later_ones(
     made: tuple[Config, RunFolder], clock: int, alive: bool, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,10 +13,12 @@ from typing import Any
 import pyarrow.fs as fs
 import pytest
 
+from seqtrack.locations import child
 from seqtrack.runs import growing, log
 from seqtrack.runs.folder import RunFileError, RunFolder
 from seqtrack.runs.growing import Tail, line_blocks, lines_from_end
 from seqtrack.runs.log import METRICS_FILE, MetricsFile, NewRecords, append_to_log, parse_record, read_metrics
+from tests.object_stores import s3_bucket
 
 BEGAN = 1_700_000_000_000
 
@@ -49,7 +51,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-@pytest.fixture(params=[1, 7, 100, 2**20])
+@pytest.fixture(params=[7, 2**20])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are read in parts of so many bytes."""
     monkeypatch.setattr(growing, "BLOCK_BYTES", request.param)
@@ -149,9 +151,10 @@ def test_a_long_file_is_read_in_parts(run: RunFolder, path: Path, monkeypatch: p
     assert max(sum(map(len, part)) for part in parts) < 400
 
 
-def test_lines_from_the_end_are_the_lines(tmp_path: Path, blocks: None) -> None:
+def test_lines_from_the_end_are_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draws, path = random.Random(1), tmp_path / "lines"
-    for _ in range(60):
+    for _ in range(100):
+        monkeypatch.setattr(growing, "BLOCK_BYTES", draws.choice([1, 2, 7, 100]))
         content = bytes(draws.choices(b"ab\n", k=draws.randint(0, 30)))
         path.write_bytes(content)
         whole: Iterator[bytes] = (line + b"\n" for line in content.split(b"\n")[:-1])
@@ -162,6 +165,19 @@ def test_lines_from_the_end_are_the_lines(tmp_path: Path, blocks: None) -> None:
         assert list(lines_from_end(path)) == expected[::-1]
         assert b"".join(line_blocks(io.BytesIO(content))) == content[:end]
     assert list(lines_from_end(tmp_path / "nothing")) == []
+
+
+def test_records_in_a_real_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with s3_bucket() as uri:
+        run = RunFolder.at(child(uri, "run"))
+        write(run, 0, 30)
+        new = NewRecords(run, 0)
+        assert sum(map(len, new.read())) == 30
+        write(run, 20, 33)
+        assert steps(run) == list(range(1, 34))
+        assert [record["step"] for part in new.read() for record in part] == list(range(21, 34))
 
 
 class Forgetful(fs.SubTreeFileSystem):
