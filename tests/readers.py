@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from pyarrow import fs
 from safetensors.torch import save
 
@@ -27,7 +28,7 @@ from seqtrack.data.datasets.catalog import open_training_set
 from seqtrack.data.datasets.lasot import build_index
 from seqtrack.data.datasets.synthetic import write_synthetic
 from seqtrack.data.datasets.synthetic_sets import KINDS, write_synthetic_set
-from seqtrack.data.decoding import FrameDecoder
+from seqtrack.data.decoding import BrokenFrame, FrameDecoder
 from seqtrack.data.heads import read_head
 from seqtrack.data.jpeg import NotAPicture, check_complete, read_header
 from seqtrack.data.open import open_index
@@ -325,6 +326,32 @@ def tiles(folder: Path) -> Reader:
     return Reader(originals, read, (b"\xff\xd0", b"\xff\xd7", b"\xff\xd9", b"\xff\xff", b"\xff\xdd\x00\x04\x00\x01"))
 
 
+def pictures(folder: Path) -> Reader:
+    """Frames of each common kind, whose size is read from their headers before OpenCV decodes them."""
+    picture = np.random.RandomState(0).randint(0, 256, (40, 50, 3)).astype(np.uint8)
+    originals, file = [], folder / "frame"
+    for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM"):
+        content = io.BytesIO()
+        Image.fromarray(picture).save(content, kind)
+        originals.append(Original(kind, content.getvalue(), partial(write, file)))
+    for ending, values in ((".pam", picture), (".hdr", picture.astype(np.float32)), (".pfm", picture[..., 0] / 255)):
+        encoded = cv2.imencode(ending, values.astype(np.float32) if ending == ".pfm" else values)[1]
+        originals.append(Original(ending, encoded.tobytes(), partial(write, file)))
+    decoder = FrameDecoder(by_region=False, max_pixels=1 << 22)
+
+    def read() -> None:
+        try:
+            frame = decoder.open("frame", file.read_bytes())
+        except BrokenFrame as error:
+            raise InputError(str(error)) from error
+        assert frame.width * frame.height <= 1 << 22
+
+    originals[0].undo()
+    return Reader(
+        originals, read, (b"\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0", b"IHDR", b"VP8X", b"99999", b"\xff\xc0")
+    )
+
+
 READERS: Mapping[str, Callable[[Path], Reader]] = {
     "weights": weights,
     "checkpoints": checkpoints,
@@ -334,6 +361,7 @@ READERS: Mapping[str, Callable[[Path], Reader]] = {
     "tracks": tracks,
     "sets": training_sets,
     "tiles": tiles,
+    "pictures": pictures,
 }
 """Name -> what makes the reader, with its valid files, in an empty folder."""
 

@@ -28,7 +28,7 @@ PATIENCE = patience.PATIENCE
 """Seconds for which failing reads from an object store are repeated, after its client's own retries."""
 LOCAL_PATIENCE = 60.0
 """Seconds for which those from a disk or a mount are. Its kernel has waited and tried by itself before."""
-DENIED_PATIENCE = 1.0
+DENIED_PATIENCE = 5.0
 """Seconds for which a disk that denies permission is asked again, which it nearly always does for good."""
 FIRST_PAUSE, LOCAL_FIRST_PAUSE = 1.0, 0.1
 """Seconds before a failed read is repeated, from a store and from a disk; the pauses double."""

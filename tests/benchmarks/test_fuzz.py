@@ -22,6 +22,7 @@ INPUTS = {
     "tracks": 120,
     "sets": 100,
     "tiles": 200,
+    "pictures": 150,
 }
 
 

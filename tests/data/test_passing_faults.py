@@ -261,7 +261,7 @@ def test_permission_that_is_denied_is_not_waited_for_as_long_as_a_disk_that_fail
         with pytest.raises(DataError, match="cannot be read"):
             list_folder(local(lasot_root), str(lasot_root))
         counts.append(len(no_pauses))
-    assert counts[0] < 5 < 20 < counts[1]
+    assert counts[0] < counts[1] / 2
 
 
 def test_a_process_that_may_open_no_more_files_goes_on_when_it_may(
