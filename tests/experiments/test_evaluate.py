@@ -189,7 +189,7 @@ FAULTS = {
     "--weights x --workers 0": "--workers 0: at least 1",
     "--weights nowhere/*": "nowhere holds no checkpoints",
     "--weights nowhere": "nowhere",
-    "--weights {run} --data mine={root} --out /proc/x": "--out /proc/x/mine/tiny-0002: cannot be written (",
+    "--weights {run} --data mine={root} --out /proc/x": "--out /proc/x: cannot be written (",
     "--weights {run} nowhere.pth": "nowhere.pth: no such file",
     "--weights {run}/config.yaml": "config.yaml: is no file of weights; 'RUN/*', in quotes, means all checkpoints",
     "--results nowhere --data mine={root}": "nowhere: no such folder",
