@@ -37,6 +37,7 @@ from seqtrack.sums import (
     STATE_FILE,
     SUMS_FILE,
     CheckpointError,
+    checkpoint_name,
     find_name,
     in_order,
     verify_checkpoint,
@@ -209,9 +210,12 @@ def _lead(tree: Tree, path: str, shown: str, wanted: Wanted) -> tuple[str, bool]
     if part_of_a_run and not named and (tree.has(f"{path}/{SETTINGS_FILE}") or tree.whole(path)):
         part_of_a_run = False  # a run may be called 2024
     folder, name = (around, name) if part_of_a_run else (path, "latest")
-    places = (folder, f"{folder}/{FOLDER}")
-    for place in places:
-        if names := tree.whole(place):
+    exact = checkpoint_name(int(name), 0) if name.isdecimal() else name
+    for place in (folder, f"{folder}/{FOLDER}"):
+        names = tree.whole(place)
+        if part_of_a_run and exact not in names and tree.entries(f"{place}/{exact}"):
+            raise CheckpointError(f"{shown}: {exact} has no {SUMS_FILE}: an unfinished or damaged checkpoint")
+        if names:
             return f"{place}/{find_name(names, name, shown)}", True
     raise CheckpointError(f"{shown}: {_what_is_there(tree, folder, wanted)}")
 

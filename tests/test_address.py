@@ -309,6 +309,16 @@ def test_nowhere_is_a_damaged_checkpoint_taken(
             opened(address)
 
 
+@pytest.mark.parametrize("name", [LAST, "2"])
+def test_an_unfinished_checkpoint_beside_finished_ones_is_named(name: str, run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "tiny")
+    (copy / LAST / "SHA256SUMS").unlink()
+    for opened in (load_trained, open_start):
+        with pytest.raises(CheckpointError, match=f"{LAST} has no SHA256SUMS: an unfinished or damaged checkpoint"):
+            opened(f"{copy}/{name}")
+    assert load_trained(f"{copy}/latest").epoch == 1
+
+
 def test_a_run_whose_upload_is_unfinished_has_no_checkpoint_yet(
     damaged: Callable[[str], Path], bucket: str, tmp_path: Path
 ) -> None:

@@ -187,7 +187,7 @@ FAULTS = {
     "--weights x --benchmark lasot": "--data lasot=PATH is needed",
     "--weights x --data /data": "--data /data: NAME=PATH is needed, such as lasot=/data/LaSOT",
     "--weights x --workers 0": "--workers 0: at least 1",
-    "--weights nowhere/*": "nowhere holds no checkpoints",
+    "--weights nowhere/*": "nowhere: no finished checkpoint there: no such folder",
     "--weights nowhere": "nowhere",
     "--weights {run} --data mine={root} --out /proc/x": "--out /proc/x: cannot be written (",
     "--weights {run} nowhere.pth": "nowhere.pth: no such file",
@@ -224,11 +224,12 @@ def test_two_models_of_one_name_are_refused_before_anything_is_tracked(run: Path
 
 def test_models_are_called_after_their_places(run: Path) -> None:
     places = [f"{run}/checkpoint_epoch_0001", f"{run}/checkpoint_epoch_0002"]
-    assert expand([f"{run}/*", places[0], str(run), f"{run}/1", "hf://me/model"]) == [*places, "hf://me/model"]
+    assert expand([f"{run}/*", places[0], str(run), f"{run}/1"]) == places
     names = {
         "runs/demo/checkpoint_epoch_0010": "demo-0010",
         "s3://bucket/runs/demo/checkpoint_epoch_0003_step_0120": "demo-0003-0120",
         "hf://me/model": "model",
+        "hf://me/model/checkpoints/checkpoint_epoch_0002": "model-0002",
         "SEQTRACK_ep0500.pth.tar": "SEQTRACK_ep0500",
         "a.safetensors": "a",
     }
