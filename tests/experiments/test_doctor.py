@@ -55,7 +55,7 @@ FAULTS = {
     "data": ("DATA.ROOT=/nowhere", "DATA.ROOT /nowhere: no such folder"),
     "disk": ("RUN.STORAGE_PATH=/proc/runs", "/proc cannot be written to"),
     "settings": ("DATA.SAMPLER_MODE=causal", "DATA.SAMPLER_MODE causal is not supported"),
-    "weights": ("MODEL.WEIGHTS=/nowhere.pth", "MODEL.WEIGHTS /nowhere.pth: there is no such file"),
+    "weights": ("MODEL.WEIGHTS=/nowhere.pth", "MODEL.WEIGHTS /nowhere.pth: no such file"),
     "workers": ("RUN.GPUS_PER_WORKER=100", "100 GPUs asked for"),
 }
 SERVERS = {
