@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from seqtrack.data.datasets.index import HEAD, MISSING, FrameIndex
-from seqtrack.data.decoding import small_picture
 from seqtrack.data.mixture import Mixture
 from seqtrack.data.storage import READS_AT_ONCE, Root, Span, SpanReader, StoreError, read_bytes
 
@@ -217,6 +216,8 @@ def hash_file(name: str, content: bytes) -> str:
 
 def hash_picture(content: bytes) -> str:
     """Of a JPEG that can be decoded; no other picture can be tiled."""
+    from seqtrack.data.decoding import small_picture  # imports OpenCV, which scoring does not need
+
     small = small_picture(content)
     if small is None:
         return NO_PICTURE

@@ -20,7 +20,7 @@ from seqtrack.data.storage import first_of
 from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import BenchmarkData
 from seqtrack.evaluation.results import Results, Track, read_results, write_track
-from seqtrack.evaluation.stamps import changed_sequences
+from seqtrack.evaluation.stamps import IDENTITY_FILE, STAMPS, changed_sequences, check_results, read_stamps
 from seqtrack.evaluation.submissions import write_got10k_zip, write_trackingnet_zip
 from seqtrack.evaluation.summary import Evaluation, evaluate
 from seqtrack.experiments.evaluators import Evaluators, Plan
@@ -42,9 +42,6 @@ from seqtrack.transfer import send
 
 logger = logging.getLogger(__name__)
 
-IDENTITY_FILE = "evaluation.json"
-STAMPS = "data"
-"""Its entry with the stamp of each sequence's boxes and frames."""
 FORMAT = 1
 
 
@@ -153,9 +150,7 @@ class Folder:
 
     def _compare_data(self, theirs: dict[str, Any], ours: dict[str, Any], anew: bool) -> None:
         """Compares boxes and frames of the sequences that have results with those that were tracked."""
-        then, now = theirs.get(STAMPS, {}), self._data.stamps
-        if not isinstance(then, dict):
-            raise InputError(f"{self.location}/{IDENTITY_FILE}: {STAMPS} is no stamp for each sequence")
+        then, now = read_stamps(theirs, self.location), self._data.stamps
         done = self.done()
         changed = [name for name in changed_sequences(then, now) if name in done]
         if changed and anew:
@@ -274,7 +269,12 @@ def write_submission(folder: Folder, tracker: str, data: BenchmarkData) -> str |
 
 
 def score_all(data: BenchmarkData, found: dict[str, str], protocol: str | None) -> list[Evaluation]:
-    """Scores folders of results, by the trackers' names. Raises InputError."""
+    """Scores folders of results, by the trackers' names.
+
+    Raises InputError, also for results that say that they are of other boxes or frames than those of `data`.
+    """
+    for place in found.values():
+        check_results(place, data.stamps)
     results: dict[str, Results] = {tracker: read_results(place, data.sequences) for tracker, place in found.items()}
     return evaluate(data, results, protocol)
 

@@ -20,7 +20,7 @@ from seqtrack.data.datasets.annotations import FaultyText, parse_boxes
 from seqtrack.data.datasets.frames import PICTURES
 from seqtrack.data.decoding import MAX_PIXELS, BrokenFrame, FrameDecoder, Image
 from seqtrack.data.jpeg import START_OF_JPEG, read_header
-from seqtrack.data.storage import read_file
+from seqtrack.data.storage import THIS_MACHINE, patiently, read_file
 from seqtrack.errors import InputError, did_you_mean
 from seqtrack.failures import explain
 
@@ -164,9 +164,13 @@ class Pictures:
     def in_folder(cls, folder: Path) -> Pictures:
         """Reads a folder of pictures, or a sequence of LaSOT, OTB (both with `img/`) or GOT-10k."""
         place = next((folder / inner for inner in ("img", "imgs") if (folder / inner).is_dir()), folder)
+        try:
+            found = patiently(lambda: list(place.iterdir()), THIS_MACHINE, str(place))
+        except OSError as error:
+            raise SourceError(f"{place}: cannot be read ({explain(error)})") from error
         files = tuple(
             sorted(
-                (path for path in place.iterdir() if path.suffix.lower() in PICTURES and path.name[0] != "."),
+                (path for path in found if path.suffix.lower() in PICTURES and path.name[0] != "."),
                 key=_by_number,
             )
         )

@@ -20,7 +20,7 @@ from seqtrack.data.storage import Root
 from seqtrack.errors import InputError
 from seqtrack.evaluation.benchmarks import folder_of_sequences, open_benchmark
 from seqtrack.evaluation.results import Track, read_track, write_track
-from seqtrack.experiments.evaluate import Folder, expand, tracker_name
+from seqtrack.experiments.evaluate import Folder, expand, score_all, tracker_name
 from seqtrack.experiments.evaluators import EvaluationError, Evaluator, Evaluators, Plan, Progress, plan_workers
 from seqtrack.tracker import TrackerSettings
 from seqtrack.tracker.lanes import Finished
@@ -285,6 +285,9 @@ def test_results_on_boxes_or_frames_that_were_replaced_are_refused(
     with pytest.raises(InputError, match=f"{said}tracked, the first: coin-1; --out names another folder"):
         claimed()
     assert "kite-1" in claimed("kite-1", "kite-2").done()  # a part that is the same goes on
+    results, data = claimed("kite-1").location, open_benchmark(folder_of_sequences("mine"), str(tree))
+    with pytest.raises(InputError, match=r"tiny: has results of other boxes or frames, which were replaced in 1 of 1 "):
+        score_all(data.only(["coin-1"]), {"a": results}, None)  # as --results names them
     assert claimed(anew=True).done() == frozenset()
     claimed()
 
