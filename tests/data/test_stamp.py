@@ -23,6 +23,7 @@ from seqtrack.data.packing import pack_shard, plan_shards
 from seqtrack.data.stamp import DrawnFrame, FrameStamp, NoStamp, draw_frames, stamp_mixture, stamp_set
 from seqtrack.data.storage import DataError, open_root
 from seqtrack.locations import child
+from tests.data.jpegs import needs_jpegtran
 from tests.data.packs import ALL, LAYOUTS, REDRAW, index_of, local, pack
 
 SETS = ("LASOT", *LAYOUTS)
@@ -95,6 +96,7 @@ def test_one_other_frame_is_found_and_named(change: str, copy: Callable[[str], P
         assert before.difference(stamped("LASOT", tree).to_json()) == said
 
 
+@needs_jpegtran
 def test_tiles_are_the_same_frames_and_other_pictures_are_not(wide_root: Path, wide_packed: Path) -> None:
     """With frames of every kind, of which some stay as they are."""
     tree, tiled = stamped("LASOT", wide_root), of_packed("LASOT", wide_packed)
@@ -180,13 +182,11 @@ def test_what_is_no_stamp_is_refused(value: Any, lasot_root: Path) -> None:
         stamped("LASOT", lasot_root).difference(value)
 
 
-@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("tiled", [False, pytest.param(True, marks=needs_jpegtran)])
 @pytest.mark.parametrize("change", ["nothing", "all", "one"])
 def test_packing_that_goes_on_mixes_no_old_and_new_frames(
     change: str, tiled: bool, copy: Callable[[str], Path], tmp_path: Path, small_shards: None
 ) -> None:
-    if tiled and shutil.which("jpegtran") is None:
-        pytest.skip("jpegtran is not installed")
     tree, target = copy("LASOT"), local(tmp_path / "packed")
     index, root = open_index(REDRAW, local(tree)), local(tree)
     path, rows = next(iter(plan_shards(index).items()))

@@ -65,6 +65,7 @@ def test_a_run_leaves_a_log_checkpoints_and_curves_and_says_where(whole: Path) -
     assert [point.step for point in client.get_metric_history(run_id, "train/loss")] == [*range(2, 81, 2)]
     epochs = [point.value for point in client.get_metric_history(run_id, "epoch/loss")]
     assert epochs == [summary["loss"] for summary in meta["history"]]
+    assert len(meta["frames"]["LASOT"]["files"].split()) == 120  # the stamp of the frames
 
 
 def test_two_workers_of_which_one_is_killed_train_as_the_loop_alone(cluster: None, together: Path, config: str) -> None:
