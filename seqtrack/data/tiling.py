@@ -59,11 +59,11 @@ def tile(content: bytes) -> TiledFile:
         header = read_header(content)
         check_complete(content, header)
         grid = read_head(content, header).grid
-        if grid.width * grid.height > MAX_PIXELS:
-            raise NotTiled(f"it has more than {MAX_PIXELS:,} pixels")
         if grid.mcus_per_row * grid.rows > 4 * len(content):
             # An MCU takes two bits or more, so the size is damaged, and memory would be asked for in vain.
             raise NotTiled("its size is not that of its data")
+        if grid.width * grid.height > MAX_PIXELS:
+            raise NotTiled(f"it has more than {MAX_PIXELS:,} pixels")
         command = [find_jpegtran(), "-copy", "all", "-restart", f"{choose_interval(grid.mcus_per_row)}B"]
         run = subprocess.run(command, input=content, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
         if run.returncode < 0:  # which says nothing of the file
