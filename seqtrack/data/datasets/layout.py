@@ -75,14 +75,21 @@ def packed_archives(root: Root) -> list[str]:
 
 def nearest(root: Root, fits: Callable[[str], bool]) -> str | None:
     """The nearest folder above or below the root (whose path `fits`), or None."""
+
+    def suits(path: str) -> bool:
+        try:
+            return fits(path)
+        except DataError:  # what is being looked for is only a hint
+            return False
+
     above = root.path
     for _ in range(LEVELS_UP):
         above = above.rpartition("/")[0]
-        if above and fits(above):
+        if above and suits(above):
             return above
     below = [path for _, path in _some_folders(root, root.path)]
     deeper = [path for parent in below for _, path in _some_folders(root, parent)][:MOST_FOLDERS]
-    return next((path for path in (*below, *deeper) if fits(path)), None)
+    return next((path for path in (*below, *deeper) if suits(path)), None)
 
 
 def explain_sequence(root: Root, folder: str) -> str:
