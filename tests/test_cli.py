@@ -244,9 +244,11 @@ def test_whatever_ends_a_training_it_says_how_to_go_on_with_the_name_that_the_ru
     assert re.fullmatch(r"To go on: .* --config demo TRAIN.LR=0.5 RUN.NAME=demo-\d{8}-\d{6}", last)
 
 
-@pytest.mark.parametrize("swallows", [False, True])
-def test_the_main_thread_can_be_interrupted_for_a_reason(swallows: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ray, among others, raises a KeyboardInterrupt of its own for any that comes."""
+@pytest.mark.parametrize("instead", [None, KeyboardInterrupt(), RuntimeError("the trial was aborted"), Stopped(2)])
+def test_the_main_thread_can_be_interrupted_for_a_reason(
+    instead: BaseException | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray raises a KeyboardInterrupt of its own for any that comes, and Ray Tune errors that follow from it."""
 
     def program() -> int:
         interruption.listen()
@@ -254,8 +256,8 @@ def test_the_main_thread_can_be_interrupted_for_a_reason(swallows: bool, capsys:
         try:
             time.sleep(60)
         except KeyboardInterrupt:
-            if swallows:
-                raise KeyboardInterrupt from None
+            if instead is not None:
+                raise instead from None
             raise
         return 0
 

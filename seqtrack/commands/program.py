@@ -60,14 +60,14 @@ def run_program(program: Callable[[], int], to_go_on: str | None = None, with_tr
     try:
         with interruption.stopping_on_sigterm():
             return program()
-    except KeyboardInterrupt as interrupted:
+    except (Exception, KeyboardInterrupt) as error:
         reason = interruption.reason()
-        if reason is None:
-            say("", *_how_to_go_on(interrupted, to_go_on), error=True)
+        if reason is not None:  # all else follows from it
+            reason.__notes__ = [*getattr(reason, "__notes__", ()), *getattr(error, "__notes__", ())]
+            return _ended_by(reason, to_go_on, with_traceback)
+        if isinstance(error, KeyboardInterrupt):
+            say("", *_how_to_go_on(error, to_go_on), error=True)
             return 128 + signal.SIGINT
-        reason.__notes__ = [*getattr(reason, "__notes__", ()), *getattr(interrupted, "__notes__", ())]
-        return _ended_by(reason, to_go_on, with_traceback)
-    except Exception as error:
         return _ended_by(error, to_go_on, with_traceback)
 
 
