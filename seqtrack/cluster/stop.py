@@ -108,6 +108,10 @@ class StopOnSignal:
         self.received: int | None = None
         """Number of the signal that came, or None."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray Tune stores a copy of all that it is given, which nobody uses. Locks cannot be copied."""
+        return {"received": self.received}
+
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():  # Python allows signal handlers in no other thread
             self._before = {number: signal.signal(number, self._receive) for number in self._numbers}

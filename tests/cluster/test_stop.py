@@ -98,6 +98,10 @@ def test_the_actor_lives_on_the_jobs_node(cluster: None) -> None:
     assert state["Address"]["NodeID"] == ray.get_runtime_context().get_node_id()
 
 
+def test_ray_tune_can_store_what_observes_it(stopping: StopOnSignal) -> None:
+    assert ray.cloudpickle.loads(ray.cloudpickle.dumps(stopping)).received is None
+
+
 class Lost:
     """An actor that nobody reaches."""
 
