@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -35,6 +35,8 @@ DRIVERS_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 """Ray's own variable: after so many seconds without its head, Ray ends this process from C++, without an exception."""
 SECONDS_WITHOUT_HEAD = 60.0
 """What Ray waits by default."""
+SECONDS_TO_END = 10.0
+"""How long processes of Ray that were killed are waited for."""
 _SHORT_OF = (errno.ENOMEM, errno.EAGAIN, errno.EINTR)
 """Errors of a machine that is busy, not of a folder."""
 _WRONG = ("Version mismatch", "No node info found", "/dev/shm")
@@ -81,13 +83,13 @@ def init_ray(address: str, starts: bool, keep: Collection[str] = ()) -> None:
 def end_half_started(others: Collection[psutil.Process]) -> None:
     """Ends what Ray has started of itself before it failed, which it leaves behind. `others`: who was there before."""
     ray.shutdown()
-    folder = str(Path(ray.__file__).parent)
+    folder, ended = str(Path(ray.__file__).parent), list[psutil.Process]()
     for one in set(psutil.Process().children(recursive=True)) - set(others):
-        try:
+        with suppress(psutil.Error):  # it has ended by itself
             if any(part.startswith((folder, "ray::")) for part in one.cmdline()):
                 one.kill()
-        except psutil.Error:
-            continue  # it has ended by itself
+                ended.append(one)
+    psutil.wait_procs(ended, timeout=SECONDS_TO_END)
 
 
 def is_wrong_input(error: Exception) -> bool:
