@@ -73,10 +73,12 @@ def init_ray(address: str, starts: bool, keep: Collection[str] = ()) -> None:
             failure = error
         if seconds == patience:
             said = "Ray did not start (%s); it is tried once more, for %g s"
-            logger.warning(said if starts else said.replace("start", "answer"), explain(failure), patience * LONGER)
+            logger.warning(
+                said if starts else said.replace("start", "answer"), explain(failure).rstrip("."), patience * LONGER
+            )
     raise StartError(
-        f"{explain_no_cluster(failure, address)}, in a second try too; where the machine is busy, {PATIENCE_VARIABLE}="
-        f"{4 * patience * LONGER:g} gives it more time (the second try had {patience * LONGER:g} s)"
+        f"{explain_no_cluster(failure, address).rstrip('.')}, in a second try too; where the machine is busy, "
+        f"{PATIENCE_VARIABLE}={4 * patience * LONGER:g} gives it more time (the second try had {patience * LONGER:g} s)"
     ) from failure
 
 
