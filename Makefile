@@ -31,7 +31,7 @@ evaluate: $(VENV)/installed
 	$(if $(RUN),,$(error no run in runs/: `make train` makes one, RUN=FOLDER names one))
 	$(BIN)/seqtrack evaluate --weights $(RUN) $(ARGS)
 
-## soak: what `make test` leaves out: the slow tests, damaged files, a hundred kills of trainings (an hour and a half)
+## soak: what `make test` leaves out: the slow tests, damaged files, faults of stores and disks, a hundred kills (two hours)
 soak: $(VENV)/installed
 	$(BIN)/python -m pytest -m soak
 	$(BIN)/python -m benchmarks.fuzz --seconds 60

@@ -1,13 +1,17 @@
 """Whether trainings that are killed again and again end with the same bits as one that nothing happened to.
 
-    python -m benchmarks.kills --count 100 [--seed 7]
+    python -m benchmarks.kills --count 100 [--seed 7] [--only kills,stores,power,doubles]
 
-Many small trainings of two workers, each killed several times by SIGKILL at random steps: a worker; the job's process;
-a node of the cluster with all that runs on it; or the job and its whole cluster at once. Ray Train starts lost workers
-again, and where the job itself was killed, the same command is given again. A training that reached its end is compared
-with the reference: all checkpoints (weights, optimizer, random generators, every step's metrics) and `metrics.jsonl`.
-The reference is trained by the training loop alone, in two processes without Ray. A kill that came after the
-training's end is not counted and is tried again. Needs what tests need. It prints:
+`stores`, `power` and `doubles` are faults of an object store, losses of power and two jobs that want one run: what was
+reported as written must be there and whole (`kills_stores.py`, `kills_power.py`, `kills_doubles.py`). They run without
+Ray, and first. At their end a line says how many cases were lost, damaged or silent.
+
+`kills`: many small trainings of two workers, each killed several times by SIGKILL at random steps: a worker; the job's
+process; a node of the cluster with all that runs on it; or the job and its whole cluster at once. Ray Train starts lost
+workers again, and where the job itself was killed, the same command is given again. A training that reached its end is
+compared with the reference: all checkpoints (weights, optimizer, random generators, every step's metrics) and
+`metrics.jsonl`. The reference is trained by the training loop alone, in two processes without Ray. A kill that came
+after the training's end is not counted and is tried again. Needs what tests need. It prints:
 
     Seed 7, in TEMPORARY_FOLDER/kills-3k2v9q0d
     reference: 240 steps by the training loop alone, after 9 s
@@ -18,7 +22,7 @@ training's end is not counted and is tried again. Needs what tests need. It prin
     …
     100 of 100 equal
 
-Where a training differs or fails, everything is kept, the last line says where, and the exit code is 1.
+Where a training differs or fails, or a case ends badly, everything is kept, a line says where, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -42,6 +46,10 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
+from benchmarks.kills_cases import Tally
+from benchmarks.kills_doubles import run_doubles
+from benchmarks.kills_power import run_power
+from benchmarks.kills_stores import run_stores
 from seqtrack.config import Config, SyntheticConfig
 from seqtrack.data.datasets.synthetic import write_synthetic
 from tests.settings import make_tiny_settings
@@ -55,6 +63,8 @@ STEPS_PER_EPOCH, EPOCHS = 80, 3
 STEPS = STEPS_PER_EPOCH * EPOCHS
 BATCH = 4
 LAST = f"checkpoint_epoch_{EPOCHS:04d}"
+FAULTS = {"stores": run_stores, "power": run_power, "doubles": run_doubles}
+KINDS = ("kills", *FAULTS)
 PATIENCE = 600.0
 """Seconds without a line in the log after which a training counts as hanging."""
 
@@ -67,18 +77,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill trainings, and compare them with one that was not killed.")
     parser.add_argument("--count", type=int, default=100, help="kills in all")
     parser.add_argument("--seed", type=int, help="of what is killed at which steps; unset: another one each time")
+    parser.add_argument("--only", type=kinds, default=KINDS, metavar="KIND,…", help=f"of {', '.join(KINDS)}")
     options = parser.parse_args()
     seed = random.randrange(10**6) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
     os.environ |= dict.fromkeys(("TMPDIR", "RAY_TMPDIR"), str(folder))  # killed processes leave files behind
     print(f"Seed {seed}, in {folder}", flush=True)
-    equal = kill_trainings(options.count, seed, folder)
-    if equal == options.count:
-        shutil.rmtree(folder)
+    tally = Tally()
+    for kind, run in FAULTS.items():
+        if kind in options.only:
+            run(folder, random.Random(seed), tally)
+    well = not tally.bad
+    if set(options.only) != {"kills"}:
+        print(tally, flush=True)
+    if "kills" in options.only:
+        equal = kill_trainings(options.count, seed, folder)
         print(f"{equal} of {options.count} equal")
+        well = well and equal == options.count
+    if well:
+        shutil.rmtree(folder)
         return 0
-    print(f"{equal} of {options.count} equal; everything is kept in {folder}")
+    print(f"Everything is kept in {folder}")
     return 1
+
+
+def kinds(text: str) -> tuple[str, ...]:
+    """The kinds that are named with commas between them. Raises ArgumentTypeError."""
+    named = tuple(text.split(","))
+    if unknown := set(named) - set(KINDS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: there are {', '.join(KINDS)}")
+    return named
 
 
 def kill_trainings(count: int, seed: int, folder: Path) -> int:

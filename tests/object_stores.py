@@ -20,6 +20,8 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from pyarrow import fs
 from werkzeug.serving import make_server
 
+from tests.store_faults import FaultPlan, broken_connection, failing_app
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -50,16 +52,14 @@ def half(body: bytes) -> list[bytes]:
     return [body[: len(body) // 2]]
 
 
-def broken_connection() -> Iterator[bytes]:
-    raise ConnectionResetError
-    yield b""
-
-
 @contextlib.contextmanager
-def s3_bucket(faulty: bool = False, requests: list[str] | None = None, delay: float = 0) -> Iterator[str]:
+def s3_bucket(
+    faulty: bool = False, requests: list[str] | None = None, delay: float = 0, plan: FaultPlan | None = None
+) -> Iterator[str]:
     """The URI of a bucket that speaks S3 and takes any key.
 
-    `faulty`: with Faults. `requests`: each is added to this list. `delay`: of each answer, in seconds.
+    `faulty`: with Faults. `requests`: each is added to this list. `delay`: of each answer, in seconds. `plan`: with
+    these faults.
     """
     moto: WSGIApplication = DomainDispatcherApplication(create_backend_app)
 
@@ -70,7 +70,8 @@ def s3_bucket(faulty: bool = False, requests: list[str] | None = None, delay: fl
         return moto(environ, start_response)
 
     faults = Faults(app)
-    server = make_server("127.0.0.1", 0, faults if faulty else app, threaded=True)
+    served = faults if faulty else app if plan is None else failing_app(app, plan)
+    server = make_server("127.0.0.1", 0, served, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         options = f"scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{server.server_port}"

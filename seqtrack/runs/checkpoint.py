@@ -189,8 +189,9 @@ def _write_remote(contents: Contents, filesystem: fs.FileSystem, folder: str) ->
         try:
             send(Path(directory), filesystem, folder, last=[SUMS_FILE])
         except BaseException:
-            with suppress(OSError):  # of a store that is away; without its sums it does not count either
-                _remove(filesystem, folder)
+            # The other files stay: a store that took SHA256SUMS too late to say so shows a whole checkpoint then.
+            with suppress(OSError):  # it was not sent, or the store is away
+                filesystem.delete_file(f"{folder}/{SUMS_FILE}")
             raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,17 @@ def test_what_killed_processes_left_is_removed_by_the_owner(folder: Path) -> Non
     (left / "state.pt").write_bytes(b"half")
     remove_unfinished(run_at(folder.parent))
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_sums_that_a_store_takes_after_it_was_given_up_make_a_whole_checkpoint(folder: Path, quick: None) -> None:
+    store = FaultyStore(folder.parent, {"SHA256SUMS": ["refused"] * 100})
+    stored = store.checkpoint(f"late/{folder.name}")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        write_checkpoint(contents(), stored)
+    assert whole_checkpoints(stored.run) == []
+    late = folder.parent / stored.path
+    shutil.copy(folder / "SHA256SUMS", late)
+    assert verify_checkpoint(late, "a") == {"step": 7}
 
 
 def test_unfinished_checkpoints_do_not_count_and_the_rest_are_in_order(folder: Path) -> None:
