@@ -25,9 +25,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from seqtrack.lease import RENEWAL
 
 from seqtrack.config import Config, load_config
+from seqtrack.lease import RENEWAL
 from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, checkpoint_name, write_checkpoint
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.log import MetricsFile

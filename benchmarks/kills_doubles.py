@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqtrack.lease import OwnedError
-
 from benchmarks.kills_cases import Tally, TinyRun, damage, each, name_at, opens
 from seqtrack import claims, lease
 from seqtrack.errors import InputError, LeaseLostError
+from seqtrack.lease import OwnedError
 from seqtrack.locations import child
 from seqtrack.runs.checkpoint import (
     StoredCheckpoint,
