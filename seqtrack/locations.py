@@ -5,6 +5,7 @@ A folder's name may have any character. `file:` URIs are taken for the paths tha
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from seqtrack.errors import InputError
 if TYPE_CHECKING:
     from pyarrow import fs
 
+FSTAB = "/etc/fstab"
+"""What is mounted where when a machine starts."""
 LONGEST_NAME = 200
 """Bytes in the name of a run. Disks allow 255; the rest is for what is added to a name."""
 PLAIN = "!$&'()*+,;=:@~"
@@ -60,6 +63,26 @@ def lasting(location: str) -> str:
     job, path = submission(), as_path(location)
     temporary = job is not None and job.package is not None
     return absolute(path if is_uri(path) or not temporary else str(Path.home() / _from_home(path)))
+
+
+def lacking_mount(path: str) -> str | None:
+    """The folder that a path of this machine lies in, and that FSTAB mounts something at, which is not mounted now.
+
+    None if there is none. What is written there would be hidden, once it is mounted.
+    """
+    try:
+        lines = Path(FSTAB).read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    place = os.path.realpath(path)
+    for line in lines:
+        fields = line.split()
+        if len(fields) < 4 or line.lstrip().startswith("#") or "noauto" in fields[3].split(","):
+            continue
+        target = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[1])
+        if Path(target).is_absolute() and Path(place).is_relative_to(target) and not os.path.ismount(target):
+            return target
+    return None
 
 
 def filesystem_at(location: str) -> tuple[fs.FileSystem, str]:

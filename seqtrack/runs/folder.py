@@ -16,7 +16,7 @@ from seqtrack.claims import Proof
 from seqtrack.config import SETTINGS_FILE, Config, ConfigError, load_settings
 from seqtrack.errors import InputError
 from seqtrack.lease import Lease, owned
-from seqtrack.locations import as_path, child, filesystem_at
+from seqtrack.locations import FSTAB, as_path, child, filesystem_at, lacking_mount
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -189,7 +189,10 @@ def open_run(config: Config, allow_changed: Collection[str] = ()) -> RunFolder:
 
 def own_run(config: Config, take_over: bool = False, job: str | None = None) -> AbstractContextManager[Lease]:
     """Makes the folder of the run that these settings name this job's own; see `RunFolder.owned`. Raises InputError."""
-    return RunFolder.of(config).owned(take_over, f"RUN.STORAGE_PATH {config.RUN.STORAGE_PATH}", job)
+    run = RunFolder.of(config)
+    if run.local and (place := lacking_mount(run.path)) is not None:
+        raise ConfigError(f"RUN.STORAGE_PATH {config.RUN.STORAGE_PATH}: {place} is not mounted, and {FSTAB} names it")
+    return run.owned(take_over, f"RUN.STORAGE_PATH {config.RUN.STORAGE_PATH}", job)
 
 
 def write_settings(config: Config, run: RunFolder) -> None:

@@ -57,8 +57,8 @@ def _means(asked: str, checkpoint: str) -> bool:
 
 def _is_hubs(asked: str, began: str, run: RunFolder) -> bool:
     """Whether a run's start is the copy of what `asked` names on the Hub."""
-    folder, name = posixpath.split(began)
-    if folder != run.child(START).path:
+    folder, name = posixpath.split(_known(began))
+    if folder != _known(run.child(START).path):
         return False
     repository, revision, inside = _parts(asked)
     last = posixpath.basename(inside)
@@ -80,8 +80,8 @@ def _parts(location: str) -> tuple[str, str, str]:
 
 
 def _began_from(began: str, run: RunFolder) -> str:
-    folder, name = posixpath.split(began)
-    known = run.child(START).read_text(LOCATION_FILE) if folder == run.child(START).path else None
+    folder, name = posixpath.split(_known(began))
+    known = run.child(START).read_text(LOCATION_FILE) if folder == _known(run.child(START).path) else None
     return f"{known.strip()} ({name})" if known else began
 
 

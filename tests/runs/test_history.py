@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from seqtrack import files
-from seqtrack.config import SETTINGS_FILE, Config
+from seqtrack import files, locations
+from seqtrack.config import SETTINGS_FILE, Config, ConfigError
 from seqtrack.experiments.prepare import prepare
 from seqtrack.locations import child
 from seqtrack.runs import history
 from seqtrack.runs.checkpoint import CheckpointError, StoredCheckpoint, newest_checkpoint
 from seqtrack.runs.evaluations import EVALUATIONS_FILE
-from seqtrack.runs.folder import RunFolder, write_settings
+from seqtrack.runs.folder import RunFolder, own_run, write_settings
 from seqtrack.runs.history import FIRST_FILE, RAYS_LIST, await_metrics, note_first_checkpoint, own_checkpoint
 from seqtrack.runs.log import LOG_FILE, METRICS_FILE, MetricsFile, append_to_log
 from tests.checkpoints import save
@@ -192,3 +192,31 @@ def test_records_that_are_lost_are_said_to_be(run: RunFolder, caplog: pytest.Log
     assert not caplog.records
     await_metrics(run, 12)
     assert "metrics.jsonl: is not there; the records of the first 12 steps are lost" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [
+        ("server:/runs {folder} nfs defaults 0 0", True),
+        ("server:/runs {folder} nfs noauto,ro 0 0", False),
+        ("# server:/runs {folder} nfs defaults 0 0", False),
+        ("server:/runs {folder}-2 nfs defaults 0 0", False),
+        ("/dev/sda1 / ext4 defaults 0 1", False),  # it is mounted
+        ("/dev/sda2 none swap sw 0 0", False),
+        ("rubbish", False),
+    ],
+)
+def test_storage_that_is_not_mounted_is_not_written_to(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, refused: bool
+) -> None:
+    folder = tmp_path / "with space"
+    (tmp_path / "fstab").write_text(line.format(folder=str(folder).replace(" ", "\\040")))
+    monkeypatch.setattr(locations, "FSTAB", str(tmp_path / "fstab"))
+    config = tiny_config.with_settings({"RUN.STORAGE_PATH": str(folder / "runs")})
+    if refused:
+        with pytest.raises(ConfigError, match=rf"^RUN\.STORAGE_PATH {folder}/runs: {folder} is not mounted, and "):
+            own_run(config)
+    else:
+        with own_run(config):
+            pass
+    assert not folder.exists()
