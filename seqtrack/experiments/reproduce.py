@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from pyarrow import ArrowException
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from seqtrack.config import Config
@@ -25,11 +24,11 @@ from seqtrack.experiments.train import run_prepared
 from seqtrack.integrations import mlflow_store
 from seqtrack.integrations.store_uri import with_one_store
 from seqtrack.lease import Lease
-from seqtrack.locations import absolute, child, lasting
+from seqtrack.locations import child, lasting
 from seqtrack.model.weights import Weights, read_weights
 from seqtrack.reports.comparison import Comparison, compare
 from seqtrack.reports.report import verdict, write_report
-from seqtrack.runs.checkpoint import StoredCheckpoint, newest_checkpoint, open_checkpoint, whole_checkpoints
+from seqtrack.runs.checkpoint import StoredCheckpoint, find_checkpoint, open_checkpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder, open_run, own_run
 from seqtrack.runs.record import Phase, read_phase
 from seqtrack.sums import CheckpointError, checkpoint_name
@@ -157,14 +156,9 @@ def find_run(location: str) -> RunFolder:
 
     Raises InputError.
     """
-    try:
-        run = RunFolder.at(absolute(location))
-        newest = newest_checkpoint(run)
-    except (OSError, ArrowException) as error:
-        raise CheckpointError(f"{location}: cannot be read ({error})") from error
-    if newest is not None:
-        open_checkpoint(newest)
-    return run
+    newest = find_checkpoint(location)
+    open_checkpoint(newest)
+    return newest.run
 
 
 def comparison_metrics(comparison: Comparison | None) -> dict[str, float]:

@@ -210,7 +210,7 @@ def test_a_phase_that_is_stopped_stops_the_experiment_which_says_how_to_go_on(
         (["--resume-epoch", "4"], "--resume-epoch 4: not one of 2 to TRAIN.EPOCH, 3"),
         (["--resume-epoch", "1"], "--resume-epoch 1: not one of 2 to TRAIN.EPOCH, 3"),
         (["TRAIN.KEEP_CHECKPOINTS=1"], "TRAIN.KEEP_CHECKPOINTS: the report needs the checkpoints of all epochs"),
-        (["--phase1", "/nowhere/a", "--phase2", "/nowhere/b"], "phase 1 has no finished checkpoint"),
+        (["--phase1", "/nowhere/a", "--phase2", "/nowhere/b"], "/nowhere/a: no finished checkpoint there"),
     ],
 )
 def test_bad_input_gets_one_line(
