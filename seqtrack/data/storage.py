@@ -137,7 +137,7 @@ def file_infos(root: Root, paths: Sequence[str]) -> list[fs.FileInfo]:
     try:
         infos: list[fs.FileInfo] = patiently(lambda: root.filesystem.get_file_info(places), root, root.path)
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{root.path}: cannot be read ({explain(error)})") from error
+        raise StoreError(f"{root.path}: cannot be read ({error})") from error
     return infos
 
 
