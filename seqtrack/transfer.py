@@ -67,8 +67,11 @@ def fetch_file(filesystem: fs.FileSystem, source: str, target: Path) -> None:
 
 
 def _fetch_file(filesystem: fs.FileSystem, info: fs.FileInfo, path: Path) -> None:
-    with filesystem.open_input_stream(info.path) as source, path.open("wb") as sink:
-        shutil.copyfileobj(source, sink, CHUNK)
+    try:
+        with filesystem.open_input_stream(info.path) as source, path.open("wb") as sink:
+            shutil.copyfileobj(source, sink, CHUNK)
+    except FileNotFoundError as error:  # which would not be asked again
+        raise OSError(f"{info.path}: was listed, and cannot be found ({error})") from error
     if path.stat().st_size != info.size:
         raise OSError(f"{info.path}: {path.stat().st_size} bytes arrived of {info.size}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import fs
@@ -67,3 +68,20 @@ def test_a_file_that_arrives_cut_off_is_fetched_again_then_it_is_an_error(
     store.cut = {"a.png": 1000}
     with pytest.raises(OSError, match=r"a\.png: 2 bytes arrived of 5"):
         fetch(store.filesystem, "", tmp_path / "back")
+
+
+def test_a_file_that_is_listed_and_not_found_is_asked_for_again(
+    folder: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, missing = FaultyStore(folder), ["a.png"] * 2
+
+    def open_input_stream(path: str) -> Any:
+        if path.rpartition("/")[2] in missing:
+            missing.remove("a.png")
+            raise FileNotFoundError(path)
+        return opens(path)
+
+    opens = store.open_input_stream
+    monkeypatch.setattr(store, "open_input_stream", open_input_stream)
+    fetch(store.filesystem, "", tmp_path / "back")
+    assert held(tmp_path / "back") == CONTENT and not missing
