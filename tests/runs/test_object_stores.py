@@ -93,7 +93,7 @@ def test_a_store_that_refuses_a_part_for_a_minute_does_not_change_the_result(
     fault = replace(PART, seconds=60)
     with plan.failing(fault):
         assert train_on(storage, tiny_settings, tmp_path) == 0
-    assert fault.met > 31, "the client's own tries were enough"
+    assert fault.met > 6, "one try of ours was enough"  # the client of a worker asks three times
     last = "checkpoint_epoch_0002/model.safetensors"
     assert sha256(storage, f"refused/{last}") == sha256(storage, f"whole/{last}")
     assert whole_checkpoints(RunFolder.at(child(storage, "refused"))) == ["checkpoint_epoch_0002"]
