@@ -93,6 +93,8 @@ class TinyRun:
     def contents(self, step: int, padding: int = 0) -> Contents:
         """`padding`: bytes that the weights have beside those of the model."""
         self._state.step = step
+        ends = range(EPOCH, step + 1, EPOCH)
+        self._state.history = [{"epoch": end // EPOCH, "step": end, "loss": 1.0, "iou": 0.5} for end in ends]
         model, training = self._state.snapshot()
         if padding:
             model = {**model, "padding": torch.full((padding // 4,), float(step))}

@@ -12,7 +12,8 @@ import pytest
 from tests.training.runs import REPOSITORY
 
 PROGRAM = """
-import atexit, os, sys, tempfile, threading, time
+import atexit, os, signal, sys, tempfile, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 from seqtrack.commands.program import prepare_output, run_as_process, run_program
 from seqtrack.errors import InputError, Stopped
 

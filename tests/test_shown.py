@@ -149,9 +149,12 @@ def test_ordinary_names_stay_as_they_are(text: str) -> None:
 
 def test_several_lines_that_are_meant_are_lines_of_the_output(capsys: pytest.CaptureFixture[str]) -> None:
     def program() -> int:
-        raise ProgramError("failed\nforged", "To go on: again")
+        error = ProgramError("failed\nforged")
+        error.add_note("To go on: again")
+        error.add_note("Or so.")
+        raise error
 
-    assert run_program(program, "Or so.") == 1
+    assert run_program(program, "What notes say better.") == 1
     assert capsys.readouterr().err == "error: failed\\nforged\nTo go on: again\nOr so.\n"
 
 

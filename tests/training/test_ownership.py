@@ -86,7 +86,7 @@ def test_what_others_of_the_job_write_is_not_written_either(tiny_config: Config)
         lease.proof.remove()
         seen = contents(run.path)
         append_to_log(run, ["Worker 0 failed"])
-        metrics.add({"step": 1})
+        metrics.add({"step": 1, "time": 1})
         metrics.flush()
         for write in (partial(run.write, "x", "y"), partial(run.child("trials").write_json, "trial.json", {})):
             with pytest.raises(OSError, match="is gone"):
