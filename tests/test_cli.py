@@ -403,6 +403,30 @@ def test_a_run_that_cannot_be_what_was_asked_for_ends_with_a_line(
     assert {path.name for path in Path(run.path).iterdir()} == {"checkpoint_epoch_0001", "config.yaml", FIRST_FILE}
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "train --config {tmp}/tiny.yaml",
+        "reproduce --config {tmp}/tiny.yaml --resume-epoch 2",
+        "sweep --config {tmp}/tiny.yaml --sweep {tmp}/sweep.yaml",
+        "evaluate --results x --data mine={root} --out {tmp}/runs/tiny",
+        "pack DATA.ROOT={root} --to {tmp}/runs/tiny",
+    ],
+    ids=lambda typed: typed.split()[0],
+)
+def test_no_program_works_in_a_folder_that_another_job_owns(
+    typed: str, tiny_config: Config, lasot_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(tiny_config.to_yaml())
+    (tmp_path / "sweep.yaml").write_text("{parameters: {TRAIN.LR: {grid: [0.1, 0.2]}}, metric: iou, stop: {epoch: 1}}")
+    run = RunFolder.of(tiny_config)
+    with run.owned():
+        assert main(typed.format(tmp=tmp_path, root=lasot_root).split()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {run.location}: belongs to another job: ") and said.count("\n") == 1
+    assert not Path(run.path).exists()
+
+
 def test_a_job_that_lost_its_folder_says_so_and_not_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_program(end(LeaseLostError("runs/mine: was taken over by x")), "To go on: again") == 1
     assert capsys.readouterr().err == (
