@@ -107,7 +107,7 @@ def test_what_ray_started_before_it_failed_is_ended_and_nothing_else(monkeypatch
     sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
     folder = str(Path(ray.__file__).parent)
     before = subprocess.Popen([*sleeps, folder])
-    others = set(psutil.Process().children())
+    others = set(psutil.Process().children(recursive=True))
     theirs, ours = subprocess.Popen([*sleeps, f"{folder}/dashboard.py"]), subprocess.Popen(sleeps)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     try:
