@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import ModelCard
 from pyarrow import fs
 
+from seqtrack import address
 from seqtrack.config import Config
 from seqtrack.experiments.train import run_training
 from seqtrack.hub_files import HubError
@@ -132,11 +133,11 @@ def test_a_look_neither_downloads_nor_reads_what_was_sent_before(
     downloads: list[str] = []
     verified: list[str] = []
     looks: list[RunFolder] = []
-    copy_all, verify = fs.copy_files, verify_checkpoint
+    fetch, verify = address.fetch, verify_checkpoint
 
-    def copy_files(source: str, *arguments: Any) -> None:
+    def fetch_and_note(filesystem: fs.FileSystem, source: str, target: Path) -> None:
         downloads.append(Path(source).name)
-        copy_all(source, *arguments)
+        fetch(filesystem, source, target)
 
     def verify_local(directory: Path, shown: str) -> dict[str, Any]:
         verified.append(Path(shown).name)
@@ -146,7 +147,7 @@ def test_a_look_neither_downloads_nor_reads_what_was_sent_before(
         looks.append(run)
         return whole_checkpoints(run, known)
 
-    monkeypatch.setattr(fs, "copy_files", copy_files)
+    monkeypatch.setattr(address, "fetch", fetch_and_note)
     monkeypatch.setattr(hub, "whole_checkpoints", list_checkpoints)
     monkeypatch.setattr(checkpoint, "verify_checkpoint", verify_local)
     store = RunFolder(fs.SubTreeFileSystem(str(folder.parent), fs.LocalFileSystem()), folder.name, str(folder))
