@@ -75,20 +75,9 @@ def measure(options: argparse.Namespace, places: dict[str, str], lease: Lease) -
     """Tracks, scores and writes into `--out`, as long as that is this job's."""
     from seqtrack.config import SyntheticConfig
     from seqtrack.evaluation.benchmarks import open_benchmark
-    from seqtrack.evaluation.summary import table_lines, write_summary
     from seqtrack.experiments.benchmarks import SYNTHETIC, benchmark_of, drawn
-    from seqtrack.experiments.evaluate import (
-        expand,
-        publish,
-        score_all,
-        track_benchmark,
-        tracker_name,
-        write_page,
-        write_submission,
-    )
+    from seqtrack.experiments.evaluate import expand, track_benchmark, tracker_name, write_submission
     from seqtrack.experiments.evaluators import EvaluationError
-    from seqtrack.integrations.mlflow_store import log_page
-    from seqtrack.locations import absolute, filesystem_at
     from seqtrack.tracker.load import load_trained
 
     sources = expand(options.weights)
@@ -127,13 +116,34 @@ def measure(options: argparse.Namespace, places: dict[str, str], lease: Lease) -
                     facts[tracker] = folder.facts(
                         trained.epoch, trained.checkpoint.run.name if trained.checkpoint else ""
                     )
+    lease.proof.check()
+    report(options, opened, found, facts, origins)
+    return 0
+
+
+def report(
+    options: argparse.Namespace,
+    opened: list[BenchmarkData],
+    found: dict[str, dict[str, str]],
+    facts: dict[str, TrackerFacts],
+    origins: dict[str, tuple[Config, StoredCheckpoint, int]],
+) -> None:
+    """Scores results, and writes the numbers into `--out`, onto the console, into their runs and to MLflow.
+
+    `found`: benchmark -> tracker -> folder of its results; `origins`: tracker -> settings, checkpoint and step, if it
+    is a run's.
+    """
+    from seqtrack.evaluation.summary import table_lines, write_summary
+    from seqtrack.experiments.evaluate import publish, score_all, write_page
+    from seqtrack.integrations.mlflow_store import log_page
+    from seqtrack.locations import absolute, filesystem_at
+
     evaluations = [
         one
         for data in opened
         if found[data.benchmark.name]
         for one in score_all(data, found[data.benchmark.name], options.protocol)
     ]
-    lease.proof.check()
     if evaluations:
         write_summary(*filesystem_at(absolute(options.out)), evaluations)
         mlflow_runs = {
@@ -152,7 +162,6 @@ def measure(options: argparse.Namespace, places: dict[str, str], lease: Lease) -
         say(f"Wrote {page}, summary.json and results.parquet")
         if origins and options.sequences:
             say("The numbers are not added to the run: they are those of the named sequences only")
-    return 0
 
 
 def check(options: argparse.Namespace) -> dict[str, str]:

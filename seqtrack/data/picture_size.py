@@ -100,7 +100,7 @@ _HEADERS: Mapping[bytes, Callable[[bytes], Size]] = {
 
 
 def _with_pillow(data: bytes) -> tuple[Size, int] | None:
-    """Of TIFF, JPEG 2000, AVIF, PNM, Sun raster and others. Pillow reads their headers, and decodes nothing yet."""
+    """The size of a TIFF, JPEG 2000, AVIF, PNM, Sun raster and others: Pillow reads headers and decodes nothing."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

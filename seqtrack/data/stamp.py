@@ -28,7 +28,7 @@ Where no frames are drawn, since the set has few, all are."""
 ABSENT, NO_PICTURE, TILED = "-", "?", "t"
 """In place of the hash of a missing frame, and of a picture that cannot be told; before the hash of a tiled file."""
 DIGITS = 16
-"""Of a hash: 64 bits."""
+"""Hexadecimal digits of a hash in a stamp: 64 bits."""
 
 
 class NoStamp(ValueError):
@@ -215,7 +215,7 @@ def hash_file(name: str, content: bytes) -> str:
 
 
 def hash_picture(content: bytes) -> str:
-    """Of a JPEG that can be decoded; no other picture can be tiled."""
+    """The hash of the small picture in a JPEG that can be decoded; no other picture can be tiled."""
     from seqtrack.data.decoding import small_picture  # imports OpenCV, which scoring does not need
 
     small = small_picture(content)

@@ -93,14 +93,11 @@ def run_prepared(prepared: PreparedRun, lease: Lease, parent_run: str | None = N
     if start is not None and start.run.location.startswith(SCHEME):
         start = keep_start(start, run)
 
-    tags = run_tags(config, prepared.data.mixture.fingerprint)
-    tags |= {} if prepared.continued else origin_tags(prepared.start)
-    tags |= {"mlflow.parentRunId": parent_run} if parent_run else {}
     evaluation = measure_beside(prepared, resources) if prepared.benchmarks else None
     uploads = hub.HubThread(config, run) if config.HUB.REPO_ID else None
     if uploads is not None:
         uploads.start()
-    mirror = MirrorThread(config, run, tags, prepared.data.mixture.params())
+    mirror = MirrorThread(config, run, tags_of(prepared, parent_run), prepared.data.mixture.params())
     measured = True
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
@@ -135,15 +132,7 @@ def run_prepared(prepared: PreparedRun, lease: Lease, parent_run: str | None = N
         run.check_owner()
         raise
     finally:
-        if evaluation is not None:
-            evaluation.close()
-        lost = run.lost() is not None
-        if uploads is not None:
-            uploads.close(0 if lost else SECONDS_TO_STOP if status == "KILLED" else config.HUB.PATIENCE)
-        if lost:
-            mirror.abandon()
-        else:
-            mirror.close(status, SECONDS_TO_STOP if status == "KILLED" else config.MLFLOW.PATIENCE)
+        end_beside(prepared, status, evaluation, uploads, mirror)
     return Outcome(
         run.location,
         child(run.location, result.checkpoint.path.rpartition("/")[2]) if result.checkpoint else None,
@@ -152,6 +141,25 @@ def run_prepared(prepared: PreparedRun, lease: Lease, parent_run: str | None = N
         stop.received if stopped else None,
         without_passwords(tracking_uri(config)),
     )
+
+
+def end_beside(
+    prepared: PreparedRun,
+    status: Literal["FINISHED", "FAILED", "KILLED"],
+    evaluation: RunEvaluation | None,
+    uploads: hub.HubThread | None,
+    mirror: MirrorThread,
+) -> None:
+    """Ends what runs beside a training. It is waited for, unless the folder is another job's by now."""
+    config, lost, stopped = prepared.config, prepared.run.lost() is not None, status == "KILLED"
+    if evaluation is not None:
+        evaluation.close()
+    if uploads is not None:
+        uploads.close(0 if lost else SECONDS_TO_STOP if stopped else config.HUB.PATIENCE)
+    if lost:
+        mirror.abandon()
+    else:
+        mirror.close(status, SECONDS_TO_STOP if stopped else config.MLFLOW.PATIENCE)
 
 
 def ask_to_stop(stop: StopOnSignal) -> None:
@@ -171,6 +179,13 @@ def measure_beside(prepared: PreparedRun, resources: Resources) -> RunEvaluation
     return RunEvaluation(
         prepared.config, prepared.run, prepared.benchmarks, beside, lambda: plan_workers(None, None, None, "fp32")
     )
+
+
+def tags_of(prepared: PreparedRun, parent_run: str | None) -> dict[str, str]:
+    """What the run's MLflow page says about this start of it, and where the run comes from if it is new."""
+    tags = run_tags(prepared.config, prepared.data.mixture.fingerprint)
+    tags |= {} if prepared.continued else origin_tags(prepared.start)
+    return tags | ({"mlflow.parentRunId": parent_run} if parent_run else {})
 
 
 def run_tags(config: Config, fingerprint: str) -> dict[str, str]:

@@ -33,7 +33,7 @@ SLOW = [
 WRONG = [
     PermissionError(13, "Permission denied", "/scratch/ray"),
     FileNotFoundError(2, "No such file", f"{Path.home()}/.ray"),
-    OSError(28, "No space left on device", "/tmp/ray"),
+    OSError(28, "No space left on device", "ray"),
     ray.exceptions.AuthenticationError("no token"),
     RuntimeError("Version mismatch: The cluster was started with:\n Ray: 2.0"),
     ValueError("object store exceeds /dev/shm size"),

@@ -50,7 +50,9 @@ DATASET = {"sequences": 4, "frames": 120, "fingerprint": "0123456789abcdef"}
 
 
 def save(state: TrainState, config: Config, folder: Path) -> Path:
-    contents = Contents(*state.snapshot(), [generator_states()], state.meta(config, dataset=DATASET, mlflow_run_id=None))
+    contents = Contents(
+        *state.snapshot(), [generator_states()], state.meta(config, dataset=DATASET, mlflow_run_id=None)
+    )
     write_checkpoint(contents, stored_at(folder))
     return folder
 
