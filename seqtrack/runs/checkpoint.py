@@ -200,7 +200,8 @@ def _remove(filesystem: fs.FileSystem, folder: str) -> None:
     if filesystem.get_file_info(f"{folder}/{SUMS_FILE}").type == fs.FileType.File:
         filesystem.delete_file(f"{folder}/{SUMS_FILE}")
     if filesystem.get_file_info(folder).type == fs.FileType.Directory:
-        filesystem.delete_dir(folder)
+        with suppress(FileNotFoundError):  # Google's store has no entry for a folder that was copied there
+            filesystem.delete_dir(folder)
 
 
 def remove_unfinished(run: RunFolder) -> None:
