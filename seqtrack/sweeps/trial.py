@@ -89,7 +89,11 @@ def run_trial(params: Params, setting: TrialSetting) -> None:
             raise ended.error
     except LeaseLostError as error:
         raise TrialFailed(str(error)) from error  # nothing is noted: the folder is another job's
-    except (HopelessError, InputError, RayError, TrainingFailedError, TrialFailed) as error:
+    except RayError as error:
+        # Nothing is noted: where a scheduler stops a trial, Ray ends its controller before its process. What Ray Tune
+        # holds for an error comes to the observer, which notes it.
+        raise TrialFailed(explain_failure(error)) from error
+    except (HopelessError, InputError, TrainingFailedError, TrialFailed) as error:
         reason, hopeless = explain_failure(error), isinstance(error, HopelessError)
         write_note(folder, replace(note, status="failed", reason=reason, hopeless=hopeless))
         raise TrialFailed(reason) from error

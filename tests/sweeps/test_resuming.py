@@ -318,7 +318,7 @@ def test_the_job_reads_the_starting_weights_of_all_trials_unless_they_differ_and
     [ray.exceptions.ActorDiedError(), ray.exceptions.NodeDiedError("gone"), ray.exceptions.RaySystemError("no raylet")],
     ids=lambda error: type(error).__name__,
 )
-def test_a_trial_whose_controller_is_lost_has_failed_with_a_line_and_may_be_tried_again(
+def test_a_trial_whose_controller_is_lost_ends_with_a_line_and_leaves_it_to_ray_tune_whether_it_failed(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tiny_config: Config, error: ray.exceptions.RayError
 ) -> None:
     def train(*_: object) -> None:
@@ -333,5 +333,4 @@ def test_a_trial_whose_controller_is_lost_has_failed_with_a_line_and_may_be_trie
     with pytest.raises(trial.TrialFailed, match=f"^{type(error).__name__}: "):
         trial.run_trial({"SEED": 1}, setting)
     note = read_note(ours)
-    assert note is not None and (note.status, note.hopeless) == ("failed", False)
-    assert note.reason.startswith(f"{type(error).__name__}: ") and "\n" not in note.reason
+    assert note is not None and note.status == "unfinished", "a scheduler may have stopped it"
