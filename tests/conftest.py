@@ -71,10 +71,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 def cluster() -> Iterator[None]:
     """A real Ray cluster of four (logical) CPUs on this machine, shared by all tests."""
     forget_dead_cluster()
-    os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}  # of the tests' own S3 server
     ray.init("local", num_cpus=4, log_to_driver=False, include_dashboard=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def keys_of_stores() -> None:
+    """Keys for the tests' own S3 server, before the first process is started that hands its environment on."""
+    os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -87,7 +87,7 @@ def test_of_eight_processes_that_claim_at_once_one_owns(folder: str) -> None:
     processes = [context.Process(target=claim_all, args=(folder, ROUNDS, barrier, results)) for _ in range(8)]
     for process in processes:
         process.start()
-    counted = Counter(results.get(timeout=300) for _ in range(8 * ROUNDS))
+    counted = Counter(results.get(timeout=100) for _ in range(8 * ROUNDS))
     for process in processes:
         process.join()
     assert counted == {(number, end): many for number in range(ROUNDS) for end, many in (("owned", 1), ("refused", 7))}
