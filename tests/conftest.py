@@ -33,11 +33,15 @@ START_RAY_TOO = (
     "runs/test_object_stores.py",
 )
 """Files of other folders that do."""
+LOOP_ALONE = tuple(f"training/test_{name}.py" for name in ("loop", "state", "step", "ownership", "meters", "copies"))
+"""Files of these folders that do not. They are run beside those that do."""
 
 
 def starts_ray(path: str) -> bool:
     """Whether tests of a file start Ray. `path`: from the repository's root, with slashes."""
-    return path.removeprefix("tests/").startswith((*(f"{folder}/" for folder in START_RAY), *START_RAY_TOO))
+    path = path.removeprefix("tests/")
+    may = path.startswith((*(f"{folder}/" for folder in START_RAY), *START_RAY_TOO))
+    return may and not path.startswith(LOOP_ALONE)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
