@@ -28,9 +28,10 @@ import torch
 
 from seqtrack.config import Config, load_config
 from seqtrack.lease import RENEWAL
-from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, checkpoint_name, write_checkpoint
+from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoint
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.log import MetricsFile
+from seqtrack.sums import checkpoint_name
 from seqtrack.training.coordination import SECONDS_BETWEEN_CHECKS
 from seqtrack.training.state import TrainState, generator_states
 from seqtrack.training.step import Batch, Objective, train_step

@@ -18,8 +18,9 @@ from benchmarks.gpu_bench import COMPILED, LEFT_OUT, Bench, Row, attempt
 from seqtrack.config import Config
 from seqtrack.model.precision import set_precision
 from seqtrack.model.seqtrack import SeqTrack, sentence_loss, token_weights
-from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, checkpoint_name, write_checkpoint
+from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoint
 from seqtrack.runs.folder import RunFolder
+from seqtrack.sums import checkpoint_name
 from seqtrack.tokens import boxes_to_tokens, decoder_input
 from seqtrack.training.slots import SlotGradients
 from seqtrack.training.state import TrainState, generator_states, load_generators

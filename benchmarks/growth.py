@@ -25,10 +25,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from seqtrack.runs.checkpoint import SUMS_FILE, checkpoint_name, whole_checkpoints
+from seqtrack.runs.checkpoint import SUMS_FILE, whole_checkpoints
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.growing import Tail
 from seqtrack.runs.log import LOG_FILE, METRICS_FILE, MetricsFile, NewRecords, read_metrics
+from seqtrack.sums import checkpoint_name
 
 BEGAN = 1_700_000_000_000
 NEW = 100

@@ -15,8 +15,9 @@ import torch
 
 from seqtrack.config import parse_config
 from seqtrack.errors import InputError
-from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, checkpoint_name, open_checkpoint, whole_checkpoints
+from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, open_checkpoint, whole_checkpoints
 from seqtrack.runs.folder import RunFolder
+from seqtrack.sums import checkpoint_name
 from seqtrack.training.state import TrainState, generator_states
 from tests.checkpoints import DATASET
 from tests.settings import make_tiny_settings

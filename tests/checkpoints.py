@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from seqtrack.config import Config
-from seqtrack.runs.checkpoint import Contents, checkpoint_name, write_checkpoint
+from seqtrack.runs.checkpoint import Contents, write_checkpoint
+from seqtrack.sums import checkpoint_name
 from seqtrack.training.state import TrainState, generator_states
 from tests.folders import stored_at
 

@@ -48,8 +48,6 @@ from seqtrack.sums import (
     verify_checkpoint,
     whole_names,
 )
-from seqtrack.sums import NAME as NAME
-from seqtrack.sums import checkpoint_name as checkpoint_name
 from seqtrack.transfer import send
 
 UNFINISHED = ".partial"

@@ -10,16 +10,11 @@ from typing import TypeVar
 
 from pyarrow import ArrowException
 
-from seqtrack.runs.checkpoint import (
-    NAME,
-    SUMS_FILE,
-    CheckpointError,
-    StoredCheckpoint,
-    newest_checkpoint,
-)
+from seqtrack.runs.checkpoint import SUMS_FILE, CheckpointError, StoredCheckpoint, newest_checkpoint
 from seqtrack.runs.evaluations import EVALUATIONS_FILE
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.log import METRICS_FILE
+from seqtrack.sums import NAME
 
 FIRST_FILE = "first_checkpoint.json"
 """Names the first checkpoint that the run finished."""

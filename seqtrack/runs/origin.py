@@ -10,8 +10,9 @@ import posixpath
 from urllib.parse import unquote, urlsplit
 
 from seqtrack.locations import absolute, is_uri
-from seqtrack.runs.checkpoint import CheckpointError, OpenedCheckpoint, checkpoint_name
+from seqtrack.runs.checkpoint import CheckpointError, OpenedCheckpoint
 from seqtrack.runs.folder import RunFolder
+from seqtrack.sums import checkpoint_name
 
 HUB = "hf://"
 START = "start"

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from seqtrack.config import Config
 from seqtrack.data.batches import Batches, StreamPlan, check_batch
 from seqtrack.model.weights import WeightsError, check_finite
-from seqtrack.runs.checkpoint import Contents, checkpoint_name, tensors_of
+from seqtrack.runs.checkpoint import Contents, tensors_of
 from seqtrack.runs.log import MetricsFile
+from seqtrack.sums import checkpoint_name
 from seqtrack.training.coordination import Agreement
 from seqtrack.training.copies import DeviceBatches
 from seqtrack.training.meters import EpochMeter, log_line, sets_line, summary_line
@@ -102,8 +103,7 @@ class Surroundings:
     """Whether the next batch is fetched before the log line of an interval's last step. Worth it on a device that
     works on its own, because the line waits for the device."""
     reason_to_end: Callable[[], str] = lambda: ""
-    """Why this run may write nothing more and has to end at once; empty if there is no reason. Asked in each step, and
-    once more before each checkpoint."""
+    """Why this run may write nothing more and has to end at once; empty if it may. Asked in each step."""
 
 
 class TrainingLoop:

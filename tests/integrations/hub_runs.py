@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from seqtrack.config import Config, parse_config
-from seqtrack.runs.checkpoint import Contents, checkpoint_name, write_checkpoint
+from seqtrack.runs.checkpoint import Contents, write_checkpoint
+from seqtrack.sums import checkpoint_name
 from seqtrack.training.state import TrainState, generator_states
 from tests.folders import stored_at
 from tests.integrations.hub_server import TOKEN, HubServer

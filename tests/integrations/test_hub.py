@@ -25,10 +25,10 @@ from seqtrack.integrations.hub import HubRepo, HubThread
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.weights import read_weights
 from seqtrack.runs import checkpoint
-from seqtrack.runs.checkpoint import checkpoint_name, find_checkpoint, whole_checkpoints
+from seqtrack.runs.checkpoint import find_checkpoint, whole_checkpoints
 from seqtrack.runs.evaluations import CheckpointScores, add_evaluation
 from seqtrack.runs.folder import RunFolder
-from seqtrack.sums import CheckpointError, verify_checkpoint
+from seqtrack.sums import CheckpointError, checkpoint_name, verify_checkpoint
 from seqtrack.tracker.load import load_trained
 from tests.folders import run_at
 from tests.integrations.hub_runs import REPO, hub_server, tiny, train

@@ -20,7 +20,8 @@ from seqtrack.integrations.archives import list_files
 from seqtrack.model import weights
 from seqtrack.model.seqtrack import SeqTrack
 from seqtrack.model.weights import starting_weights
-from seqtrack.runs.checkpoint import checkpoint_name, find_checkpoint
+from seqtrack.runs.checkpoint import find_checkpoint
+from seqtrack.sums import checkpoint_name
 from tests.integrations.hub_runs import REPO, hub_server, tiny, written
 from tests.integrations.hub_server import Fault, HubServer
 from tests.settings import make_tiny_settings

@@ -19,10 +19,11 @@ from seqtrack.integrations.mirror_thread import MirrorThread
 from seqtrack.integrations.mlflow import REPLACED, Mirror
 from seqtrack.integrations.mlflow_store import StoreError, find_experiment, make_client
 from seqtrack.model.weights import META_FILE
-from seqtrack.runs.checkpoint import SUMS_FILE, checkpoint_name
+from seqtrack.runs.checkpoint import SUMS_FILE
 from seqtrack.runs.evaluations import CheckpointScores, add_evaluation, forget_later
 from seqtrack.runs.folder import RunFolder
 from seqtrack.runs.log import MetricsFile, read_metrics
+from seqtrack.sums import checkpoint_name
 from seqtrack.training.state import TrainState
 from tests.integrations.servers import empty_store
 from tests.training import loops

@@ -19,7 +19,6 @@ from seqtrack.runs import checkpoint as module
 from seqtrack.runs.checkpoint import (
     CheckpointError,
     Contents,
-    checkpoint_name,
     find_checkpoint,
     load_plain,
     open_checkpoint,
@@ -28,6 +27,7 @@ from seqtrack.runs.checkpoint import (
     whole_checkpoints,
     write_checkpoint,
 )
+from seqtrack.sums import checkpoint_name
 from tests.checkpoints import make_meta
 from tests.faulty_store import Fault, FaultyStore
 from tests.folders import run_at, stored_at

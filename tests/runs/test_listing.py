@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from seqtrack.locations import child
-from seqtrack.runs.checkpoint import SUMS_FILE, checkpoint_name, whole_checkpoints
+from seqtrack.runs.checkpoint import SUMS_FILE, whole_checkpoints
 from seqtrack.runs.folder import RunFolder
+from seqtrack.sums import checkpoint_name
 from tests.object_stores import gcs_bucket, s3_bucket
 
 

@@ -20,8 +20,9 @@ from seqtrack.errors import InputError
 from seqtrack.experiments.benchmarks import open_for_run
 from seqtrack.integrations import mirror_state
 from seqtrack.integrations.mirror_state import MIRROR_FILE, MirrorState, await_mlflow_run
-from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, checkpoint_name, write_checkpoint
+from seqtrack.runs.checkpoint import Contents, StoredCheckpoint, write_checkpoint
 from seqtrack.runs.folder import RunFileError, RunFolder
+from seqtrack.sums import checkpoint_name
 from seqtrack.sweeps import run, trial
 from seqtrack.sweeps.plan import plan_work
 from seqtrack.sweeps.results import (
