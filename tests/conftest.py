@@ -33,7 +33,13 @@ START_RAY_TOO = (
     "runs/test_object_stores.py",
 )
 """Files of other folders that do."""
-LOOP_ALONE = tuple(f"training/test_{name}.py" for name in ("loop", "state", "step", "ownership", "meters", "copies"))
+WITHOUT_RAY = (
+    *(f"cluster/test_{name}.py" for name in ("resources", "restarts", "secrets")),
+    *(f"deploy/test_{name}.py" for name in ("aws", "cluster_files", "kuberay")),
+    "experiments/test_prepare.py",
+    *(f"sweeps/test_{name}.py" for name in ("resuming", "search", "settings")),
+    *(f"training/test_{name}.py" for name in ("copies", "loop", "meters", "mixture", "ownership", "state", "step")),
+)
 """Files of these folders that do not. They are run beside those that do."""
 
 
@@ -41,7 +47,7 @@ def starts_ray(path: str) -> bool:
     """Whether tests of a file start Ray. `path`: from the repository's root, with slashes."""
     path = path.removeprefix("tests/")
     may = path.startswith((*(f"{folder}/" for folder in START_RAY), *START_RAY_TOO))
-    return may and not path.startswith(LOOP_ALONE)
+    return may and not path.startswith(WITHOUT_RAY)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
